@@ -1,0 +1,30 @@
+"""Multi-reference 2-D alignment of single-particle electron microscopy images.
+
+Names are loaded when they are first used, so that ``mrefali --help`` pays for none of them.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "mref_ali2d": "run",
+    "align": "run",
+    "simulate": "simulation",
+    "demo": "demonstration",
+    "open_stack": "io",
+    "write_stack": "io",
+    "InputError": "errors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mrefali' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mrefali.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])
