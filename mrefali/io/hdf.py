@@ -1,0 +1,547 @@
+"""EMAN2's HDF5 stacks: pixels, headers, and headers written back. Imports geometry and errors of ours only.
+
+Image i is the group ``/MDF/images/<i>``: its dataset ``image`` holds the pixels, its attributes
+``EMAN.<name>`` the headers. EMAN2 reads neither 64-bit integers, nor booleans, nor strings that no NUL
+ends, so all that is written here goes through :func:`_numbers`, :func:`_matrices` or :func:`_text`.
+"""
+
+import fcntl
+import math
+import os
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+from h5py import h5a, h5d, h5g, h5s, h5t
+
+from mrefali.errors import InputError
+from mrefali.geometry import POSE, from_matrices, to_matrices
+
+#: A 3x4 matrix as EMAN2 stores it.
+MATRIX = np.dtype([(f"{row}{column}", "<f4") for row in range(3) for column in range(4)])
+
+#: HDF5's types of what EMAN2 stores, made once: to make or to translate that of a matrix takes 0.1 ms.
+STORED_TYPES = {dtype: h5t.py_create(dtype) for dtype in map(np.dtype, ("<i4", "<f4", "<f8", MATRIX))}
+
+#: Headers that EMAN2 keeps in double precision.
+DOUBLE_HEADERS = ("apix_x", "apix_y", "apix_z")
+
+#: Bytes that surely fit into the object header of a file of the first HDF5 version, which ends at 65,535 with
+#: the attribute's name, type and shape.
+COMPACT_BYTES = 65_000
+
+
+class HdfStack:
+    """The square 2-D images of one EMAN2 HDF5 file, and their headers.
+
+    The file is open only while a method runs, so no lock is held in between.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Attributes
+    ----------
+    path : str
+    n_images : int
+    box : int, px
+    pixel_size_A : float or None
+        ``apix_x`` of image 0 as it stands there (EMAN2 writes 1.0 where it does not know); None if absent.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError
+    InputError
+        If the file is no EMAN2 stack, or not one of square 2-D images of one size, numbered without holes.
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        with _open_images(self.path) as images:
+            self.n_images = _count(self.path, images)
+            layouts = (_layout(self.path, images, i) for i in range(self.n_images))
+            self.box, first_offset = next(layouts)
+            # where the pixels of an image start in the file, -1 if only HDF5 can read them
+            self._offsets = np.full(self.n_images, first_offset, np.int64)
+            for i, (box, offset) in enumerate(layouts, start=1):
+                if box != self.box:
+                    raise InputError(f"image {i} of {self.path} is {box} x {box} pixels, image 0 is "
+                                     f"{self.box} x {self.box}: all images of a stack must have one size")
+                self._offsets[i] = offset
+            apix = _header(h5g.open(images, b"0"), "apix_x")
+        self.pixel_size_A = None if apix is None else float(apix)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """Nothing is left open; ``with`` only marks where the stack is in use."""
+
+    def __len__(self):
+        return self.n_images
+
+    def read(self, start, stop):
+        """Images ``start`` to ``stop`` (exclusive), ``(stop - start, box, box) float32``."""
+        return self.read_at(np.arange(start, stop))
+
+    def read_at(self, indices):
+        """The images of these indices, ``(len(indices), box, box) float32``, in the order given."""
+        indices = np.asarray(indices, np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_images:
+            raise IndexError(f"images {indices.min()} to {indices.max()} of {self.path} asked for: "
+                             f"it has 0 to {self.n_images - 1}")
+        pixels = np.empty((len(indices), self.box, self.box), np.float32)
+        plain = self._offsets[indices] >= 0
+        if plain.any():
+            self._read_plain(pixels, indices, np.flatnonzero(plain))
+        if not plain.all():
+            with _open_images(self.path) as images:
+                for row in np.flatnonzero(~plain):
+                    _read_converted(self.path, images, indices[row], pixels[row])
+        return pixels
+
+    def _read_plain(self, pixels, indices, rows):
+        """Fill ``rows`` of ``pixels`` straight from the file: ten times faster than through HDF5."""
+        with open(self.path, "rb", buffering=0) as file:
+            for row in rows:
+                file.seek(self._offsets[indices[row]])
+                if file.readinto(memoryview(pixels[row]).cast("B")) != pixels[row].nbytes:
+                    raise InputError(f"{self.path} ends within image {indices[row]}: it was cut short after "
+                                     f"it was opened; start again")
+
+    def header(self, index):
+        """All headers of one image.
+
+        Returns
+        -------
+        dict
+            Names without ``EMAN.``; numbers and strings as Python's, lists as arrays, transforms as
+            ``(3, 4) float64``.
+        """
+        with _open_images(self.path) as images:
+            group = h5g.open(images, b"%d" % index)
+            return {name: _header(group, name) for name in _names(group)}
+
+    def header_names(self):
+        """How many images have each header: name -> count, in order of first appearance."""
+        counts = {}
+        with _open_images(self.path) as images:
+            for i in range(self.n_images):
+                for name in _names(h5g.open(images, b"%d" % i)):
+                    counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def column(self, name):
+        """One header of every image, a list as long as the stack; None where an image lacks it."""
+        with _open_images(self.path) as images:
+            return [_header(h5g.open(images, b"%d" % i), name) for i in range(self.n_images)]
+
+    def poses(self):
+        """``(n_images,) POSE`` from ``xform.align2d``; InputError if an image has none."""
+        matrices = self.column("xform.align2d")
+        for i, matrix in enumerate(matrices):
+            if matrix is None:
+                raise InputError(f"image {i} of {self.path} has no xform.align2d: set it with mrefali header "
+                                 f"{self.path} --params=xform.align2d --zero")
+            if np.shape(matrix) != (3, 4) or not np.isfinite(matrix).all():
+                raise InputError(f"xform.align2d of image {i} of {self.path} is no transform of finite "
+                                 f"numbers: reset it with mrefali header {self.path} "
+                                 f"--params=xform.align2d --zero")
+        return from_matrices(matrices)
+
+    def write_columns(self, columns):
+        """Write headers back into the file; the pixels and all other headers keep their bits.
+
+        Parameters
+        ----------
+        columns : dict
+            Name -> one value an image: whole numbers (stored as int32), floats (float32), strings; for names
+            that start with ``xform.`` (n_images,) POSE or (n_images, 3, 4) matrices.
+
+        Raises
+        ------
+        PermissionError
+        InputError
+            If a column is too long or short or cannot be stored; found before anything is written.
+        """
+        encoded = {name: _column(name, values, self.n_images) for name, values in columns.items()}
+        self.check_writable()
+        with _open_images(self.path, "r+") as images:
+            for i in range(self.n_images):
+                group = h5g.open(images, b"%d" % i)
+                for name, values in encoded.items():
+                    _write_header(group, name, values[i])
+        _sync(self.path)
+
+    def check_writable(self):
+        """Raise PermissionError if headers cannot be written, InputError if another program has it."""
+        try:
+            with open(self.path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(_in_use(self.path)) from None
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.path} does not exist") from None
+        except OSError as error:
+            raise PermissionError(f"{self.path} cannot be written to ({error.strerror}), but its headers "
+                                  f"have to be: allow it with chmod u+w, or work on a copy") from None
+
+
+def write_stack(path, images, headers=None, pixel_size_A=None):
+    """Write a new stack as EMAN2 does, whole or not at all; a file of that name is replaced.
+
+    Parameters
+    ----------
+    path : str or path
+    images : (n_images, ny, nx) array
+        Stored as float32.
+    headers : list of dict, optional
+        One an image, as :meth:`HdfStack.header` gives them. What describes the pixels (size, type,
+        statistics) is computed anew, and how the source packed them (``stored_...``) is left out. Numbers,
+        strings and transforms are stored as by :meth:`HdfStack.write_columns`, lists as float32; None is left
+        out.
+    pixel_size_A : float, optional
+        Goes before the ``apix_x``, ``apix_y`` and ``apix_z`` of ``headers``.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError
+    InputError
+    """
+    path = os.fspath(path)
+    images = np.asarray(images)
+    if images.ndim != 3 or images.size == 0 or images.dtype.kind not in "iuf":
+        raise InputError(f"{path} cannot hold {images.dtype} images of shape {images.shape}: give (n, ny, "
+                         "nx) real numbers, at least one image of at least one pixel")
+    headers = [{}] * len(images) if headers is None else headers
+    if len(headers) != len(images):
+        raise InputError(f"{len(headers)} headers for the {len(images)} images of {path}: give one for each")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
+    try:
+        _write_images(path, temporary, images, headers, pixel_size_A)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:  # whatever ended it, half a stack must not stay
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    _sync(folder or ".")
+
+
+def _write_images(path, temporary, images, headers, pixel_size_A):
+    """Write all of a stack that is to become ``path`` to the file ``temporary``.
+
+    An attribute above 64 KiB (``members`` of some 16,000 particles) needs an object header of HDF5 1.8. A
+    file opened with that as the lowest version gives it to the groups created then, and stays of version 0
+    itself. These groups come last; all others are of the kind that EMAN2 makes.
+    """
+    large = []
+    with _open_new(path, temporary) as file:
+        group = file.create_group("MDF/images")
+        group.attrs["imageid_max"] = np.array([len(images) - 1], "<i4")
+        for i, image in enumerate(images):
+            attributes = _attributes(f"image {i} of {path}", image, headers[i], pixel_size_A)
+            if max(value.nbytes for value in attributes.values()) > COMPACT_BYTES:
+                large.append((i, attributes))
+            else:
+                _write_image(group.id, i, image, attributes)
+    if large:
+        with h5py.File(temporary, "r+", libver=("v108", "v108")) as file:
+            group = file["MDF/images"]
+            for i, attributes in large:
+                _write_image(group.id, i, images[i], attributes)
+
+
+def _write_image(images, index, image, attributes):
+    """Add one image to the group ``images``."""
+    group = h5g.create(images, b"%d" % index)
+    dataset = h5d.create(group, b"image", h5t.IEEE_F32LE, h5s.create_simple(image.shape))
+    dataset.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(image, np.float32))
+    for name in sorted(attributes):
+        _write_header(group, name, attributes[name])
+
+
+def _attributes(where, image, header, pixel_size_A):
+    """All headers of an image about to be written: name -> array ready for :func:`_write_header`."""
+    values = {name: value for name, value in header.items()
+              if value is not None and not name.startswith("stored_")}
+    for stale in ("mean_nonzero", "sigma", "sigma_nonzero"):  # not every image has them
+        values.pop(stale, None)
+    if pixel_size_A is not None:
+        values |= dict.fromkeys(DOUBLE_HEADERS, pixel_size_A)
+    values |= _description(np.asarray(image, np.float32))
+    return {name: _attribute(f"{name} of {where}", name, value) for name, value in values.items()}
+
+
+def _description(image):
+    """What EMAN2's headers say of the pixels of an image, (ny, nx) float32: size, type and statistics.
+
+    Both standard deviations divide by one less than the number of pixels. A statistic that is not defined (a
+    mean of no pixels) is left out.
+    """
+    pixels = image.astype(np.float64)
+    nonzero = pixels[pixels != 0]
+    description = {
+        "nx": image.shape[1], "ny": image.shape[0], "nz": 1,
+        "datatype": 7, "is_complex": 0, "is_complex_ri": 0, "all_int": int((pixels == np.rint(pixels)).all()),
+        "minimum": pixels.min(), "maximum": pixels.max(), "mean": pixels.mean(),
+        "square_sum": (pixels**2).sum(),
+    }
+    if pixels.size > 1:
+        description["sigma"] = pixels.std(ddof=1)
+    if nonzero.size > 0:
+        description["mean_nonzero"] = nonzero.mean()
+    if nonzero.size > 1:
+        description["sigma_nonzero"] = nonzero.std(ddof=1)
+    return description
+
+
+def _attribute(what, name, value):
+    """One header value as the array that is stored; ``what`` names it in errors."""
+    if isinstance(value, str):
+        return _text(what, value)
+    if name.startswith("xform."):
+        return _matrices(what, value)
+    array = np.asarray(value)
+    if array.ndim > 1 or array.size == 0:
+        raise InputError(f"{what} has the shape {array.shape}: give a number, a string or a filled list")
+    numbers = _numbers(what, name, np.atleast_1d(array))
+    as_float = numbers.astype(np.float32)
+    # a list of whole numbers is float32 in EMAN2; above 2^24 that rounds, where int32, read as well, does not
+    return as_float if array.ndim == 1 and (as_float == numbers).all() else numbers
+
+
+def _column(name, values, n_images):
+    """A header of all images as ``n_images`` arrays ready for :func:`_write_header`."""
+    if len(values) != n_images:
+        raise InputError(f"{len(values)} values of {name} for {n_images} images: give one for each")
+    if name.startswith("xform."):
+        matrices = _matrices(name, values)
+        if len(matrices) != n_images:
+            raise InputError(f"{len(matrices)} values of {name} for {n_images} images: give one for each")
+        return matrices[:, None]
+    if all(isinstance(value, str) for value in values):
+        return [_text(name, value) for value in values]
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise InputError(f"{name} has the shape {array.shape}: give one number or string for each image")
+    return _numbers(name, name, array)[:, None]
+
+
+def _numbers(what, name, array):
+    """``array`` as int32 (whole numbers, booleans) or float32, or float64 where EMAN2 has that."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{what} holds values of type {array.dtype}: give numbers, strings or a transform")
+    if name in DOUBLE_HEADERS:
+        return array.astype(np.float64)
+    if array.dtype.kind == "f":
+        limit, dtype = np.finfo(np.float32).max, np.float32
+    else:
+        limit, dtype = np.iinfo(np.int32).max, np.int32
+    too_large = array[np.isfinite(array) & (np.abs(array.astype(np.float64)) > limit)]
+    if too_large.size:
+        raise InputError(f"{what} is {too_large[0]}: {np.dtype(dtype)}, in which EMAN2 keeps it, takes "
+                         f"-{limit} to {limit}")
+    return array.astype(dtype)
+
+
+def _matrices(what, values):
+    """``(n,) MATRIX`` from poses or 3x4 matrices, one or many."""
+    if getattr(values, "dtype", None) == POSE:
+        values = to_matrices(values)
+    try:
+        matrices = np.ascontiguousarray(values, np.float32)
+    except (TypeError, ValueError):
+        matrices = None
+    if matrices is None or matrices.shape[-2:] != (3, 4):
+        raise InputError(f"{what} is no transform: give poses or 3x4 matrices")
+    return matrices.reshape(-1, 12).view(MATRIX)[:, 0]
+
+
+def _text(what, value):
+    """A string as a scalar array of bytes that a NUL ends."""
+    if "\0" in value:
+        raise InputError(f"{what} is {value!r}: a string with a NUL inside cannot be stored")
+    data = value.encode("utf-8", "surrogateescape")
+    return np.array(data, f"S{len(data) + 1}")
+
+
+def _write_header(group, name, value):
+    """Store one header: in place where type and shape agree with what is there, else anew."""
+    key = _key(name)
+    if value.dtype.kind == "S":
+        htype = h5t.C_S1.copy()
+        htype.set_size(value.itemsize)
+        htype.set_strpad(h5t.STR_NULLTERM)
+    else:
+        htype = STORED_TYPES[value.dtype]
+    if h5a.exists(group, key):
+        attribute = h5a.open(group, key)
+        if attribute.shape == value.shape and attribute.get_type().equal(htype):
+            attribute.write(value, mtype=htype)
+            return
+        h5a.delete(group, key)
+    space = h5s.create_simple(value.shape) if value.shape else h5s.create(h5s.SCALAR)
+    h5a.create(group, key, htype, space).write(value, mtype=htype)
+
+
+def _header(group, name):
+    """One header of an image as a Python value (:meth:`HdfStack.header`), None if it is absent or empty."""
+    key = _key(name)
+    if not h5a.exists(group, key):
+        return None
+    attribute = h5a.open(group, key)
+    shape = attribute.shape
+    if shape is None or 0 in shape:
+        return None
+    dtype, htype = _types(attribute.get_type())
+    raw = np.empty(shape, dtype)
+    attribute.read(raw, mtype=htype)
+    if raw.size > 1:
+        return raw
+    value = raw.item()
+    if dtype.names == MATRIX.names:
+        return np.array(value, np.float64).reshape(3, 4)
+    if isinstance(value, bytes):  # bytes that are no UTF-8 pass through and are written back as they were
+        return value.split(b"\0")[0].decode("utf-8", "surrogateescape")
+    return value
+
+
+def _types(htype):
+    """numpy's and HDF5's type to read an attribute of the type ``htype`` with."""
+    for dtype, known in STORED_TYPES.items():
+        if htype.equal(known):
+            return dtype, known
+    return htype.dtype, h5t.py_create(htype.dtype)
+
+
+def _key(name):
+    return b"EMAN." + name.encode()
+
+
+def _names(group):
+    """The names of an image's headers."""
+    keys = []
+    h5a.iterate(group, keys.append)
+    return [key.removeprefix(b"EMAN.").decode() for key in keys if key.startswith(b"EMAN.")]
+
+
+def _count(path, images):
+    """The number of images; InputError unless they are numbered from 0 to ``imageid_max`` without a hole."""
+    if not h5a.exists(images, b"imageid_max"):
+        raise InputError(f"{path} has no imageid_max on /MDF/images: it is no EMAN2 stack, or a damaged one; "
+                         f"write it again with EMAN2")
+    last = np.zeros(1, np.int64)
+    attribute = h5a.open(images, b"imageid_max")
+    attribute.read(last.reshape(attribute.shape), mtype=h5t.NATIVE_INT64)
+    n_images = int(last[0]) + 1
+    present = set(images)
+    if n_images <= 0 or not present:
+        raise InputError(f"{path} has no images (imageid_max={n_images - 1}): give a stack of at least one")
+    for i in range(n_images):
+        if b"%d" % i not in present:
+            raise InputError(f"{path} has no image {i}, though imageid_max={n_images - 1}: images must be "
+                             f"numbered without holes; copy the stack with EMAN2 to renumber it")
+    return n_images
+
+
+def _layout(path, images, index):
+    """``box, offset`` of one image: its size in px, and where its pixels start in the file.
+
+    The offset is -1 unless the pixels stand there as they are wanted, contiguous native float32.
+    """
+    where = f"image {index} of {path}"
+    group = h5g.open(images, b"%d" % index)
+    if b"image" not in group:
+        raise InputError(f"{where} has headers but no pixels: leave it out, or write it again with EMAN2")
+    dataset = h5d.open(group, b"image")
+    *depth, ny, nx = (1, 1, *dataset.shape)
+    n_slices = max(math.prod(depth), _header(group, "nz") or 1)
+    if n_slices > 1:
+        raise InputError(f"{where} is a volume of {n_slices} slices: give a stack of 2-D images")
+    if _header(group, "is_complex"):
+        raise InputError(f"{where} is a Fourier transform (is_complex=1): give images in real space")
+    if nx != ny:
+        raise InputError(f"{where} is {nx} x {ny} pixels: only square images can be used; pad or clip them")
+    htype = dataset.get_type()
+    if htype.get_class() not in (h5t.FLOAT, h5t.INTEGER):
+        raise InputError(f"{where} has pixels of type {htype.dtype}: give whole numbers or floats")
+    plain = htype.equal(h5t.NATIVE_FLOAT) and not _header(group, "stored_renderbits")
+    offset = dataset.get_offset() if plain else None  # None too where they lie in chunks, or nowhere yet
+    return nx, -1 if offset is None else offset
+
+
+def _read_converted(path, images, index, pixels):
+    """Fill ``pixels``, (box, box) float32, from an image that HDF5 must convert, unpack or scale."""
+    group = h5g.open(images, b"%d" % index)
+    dataset = h5d.open(group, b"image")
+    bits = _header(group, "stored_renderbits")
+    if not bits:
+        dataset.read(h5s.ALL, h5s.ALL, pixels.reshape(dataset.shape))
+        return
+    low, high = _header(group, "stored_rendermin"), _header(group, "stored_rendermax")
+    if low is None or high is None:
+        raise InputError(f"image {index} of {path} is compressed (stored_renderbits={bits}) but lacks "
+                         f"stored_rendermin or stored_rendermax: write it again with EMAN2")
+    raw = np.empty(dataset.shape)
+    dataset.read(h5s.ALL, h5s.ALL, raw)
+    pixels[...] = (raw / (2**bits - 1) * (high - low) + low).reshape(pixels.shape)
+
+
+@contextmanager
+def _open_images(path, mode="r"):
+    """The low-level group ``/MDF/images``, as long as the context lasts."""
+    with _open_file(path, mode) as file:
+        if "MDF/images" not in file:
+            raise InputError(f"{path} has no group /MDF/images: it is HDF5, but no EMAN2 stack")
+        yield file["MDF/images"].id
+
+
+def _open_file(path, mode):
+    """``h5py.File`` of a file that is there, with errors of one line in place of h5py's."""
+    try:
+        return h5py.File(path, mode, libver="earliest")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path} is a directory: give an HDF5 file") from None
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be opened ({os.strerror(error.errno)}): allow it with chmod "
+                              f"or choose another file") from None
+    except BlockingIOError:
+        raise InputError(_in_use(path)) from None
+    except OSError as error:
+        if not h5py.is_hdf5(path):
+            raise InputError(f"{path} is not an HDF5 file: give one that EMAN2 wrote") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be opened, HDF5 says: {reason}; copy it again if it is cut short or "
+                         f"damaged") from None
+
+
+def _open_new(path, temporary):
+    """``h5py.File`` of the new file ``temporary``; its errors speak of ``path``, which it is to become."""
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a directory: give the name of a file to write")
+    try:
+        return h5py.File(temporary, "w", libver="earliest")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}, make it "
+                                f"first") from None
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be written: no new file is allowed in {folder} "
+                              f"({os.strerror(error.errno)})") from None
+
+
+def _in_use(path):
+    return f"{path} is open in another program, which locked it: close it there and run again"
+
+
+def _sync(path):
+    """Have what was written to a file or folder on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
