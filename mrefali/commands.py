@@ -1,0 +1,211 @@
+"""The commands: one plain function each, whose signature is the command line and whose docstring is the help.
+
+Parameters before the ``*`` are positional, those after it are options; an annotation is int, float, bool or
+str. In a docstring ``name : type, unit, range`` and the lines under it become one line of help. Nothing heavy
+is imported outside a function: ``--help`` must never import numpy, numba, scipy or h5py.
+"""
+
+from collections import Counter
+
+from mrefali.errors import InputError
+
+
+def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
+               ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0,
+               ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
+               function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
+               threads: int = 0, quiet: bool = False, check: bool = False):
+    """Align the particles of a stack to several references and average each class.
+
+    OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
+    the poses and classes go into the headers of STACK (xform.align2d, assign), whose pixels stay as they are.
+    The search is cut where the disc of radius ou would leave the n x n image: the whole of xr needs
+    ou + xr <= n/2 - 1.
+
+    Parameters
+    ----------
+    stack : str
+        particles: square 2-D images with xform.align2d in their headers
+    refs : str
+        initial references, of the same box size
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        mask for normalisation and criterion; without it a disc of radius ou
+    ir : int, px, 1 to ou
+        first ring
+    ou : int, px, ir to below n/2 - 1, or -1
+        last ring; -1 stands for n//2 - 2
+    rs : int, px, at least 1
+        step from ring to ring
+    xr : float, px, at least 0
+        search in x, from -xr to xr
+    yr : float, px, at least 0
+        search in y, from -yr to yr
+    ts : float, px, above 0
+        step of the search; may be below 1
+    center : int, 0, 1 or -1
+        centring: 0 none, 1 phase centre of gravity, -1 mean shift
+    maxit : int, at least 0
+        iterations; 0 is at most 10, ended when the criterion falls
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    function : str
+        what prepares the references from the averages
+    rand_seed : int
+        seed of the draw that replaces a vanished class
+    MPI : bool
+        share the particles among the MPI ranks of mpiexec
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    quiet : bool
+        print warnings only
+    check : bool
+        validate, print estimates and search ranges in effect, stop
+
+    Examples
+    --------
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5
+    mrefali mref_ali2d stack.hdf refs.hdf out mask.hdf --ou=27 --xr=3 --yr=3 --CTF --snr=0.3
+    """
+    from mrefali.run import mref_ali2d
+
+    mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
+               rand_seed, MPI, threads=threads, quiet=quiet, check=check)
+
+
+def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
+             max_shift: float = 3.0, mirror: bool = True, sizes: str = "", pixel_size: float = 2.0,
+             seed: int = 0):
+    """Make particles whose class and pose are known.
+
+    Writes the particles (OUT.hdf), the truth (OUT_truth.csv) and the noise-free views (OUT_views.hdf).
+
+    Parameters
+    ----------
+    out : str
+        file of particles to write, OUT.hdf; must not exist
+    n : int, at least one a view
+        particles
+    views : int, at least 1
+        different views, the true classes
+    box : int, px, at least 16
+        side of an image
+    snr : float, at least 1e-6
+        variance of signal to variance of noise per pixel
+    max_shift : float, px, at least 0
+        largest shift in x and in y
+    mirror : bool
+        mirror half of the particles
+    sizes : str, one number a view, such as 20,10,8
+        relative sizes of the classes; else all equal
+    pixel_size : float, A, above 0
+        pixel size
+    seed : int, at least 0
+        seed of everything random
+
+    Examples
+    --------
+    mrefali simulate particles.hdf --n=2000 --views=3 --sizes=20,10,8 --snr=0.1
+    """
+    from mrefali.simulation import simulate
+
+    simulate(out, n_particles=n, n_views=views, box=box, snr=snr, max_shift=max_shift, mirror=mirror,
+             sizes=_parse_sizes(sizes) if sizes else None, pixel_size=pixel_size, seed=seed)
+    stem = out.removesuffix(".hdf")
+    print(f"{out}: {n} particles of {views} views, {box} x {box} px, SNR {snr:g}")
+    print(f"{stem}_truth.csv: their true classes and poses")
+    print(f"{stem}_views.hdf: the noise-free views")
+
+
+def _parse_sizes(sizes):
+    """``list`` of float from a text such as ``20,10,8``."""
+    try:
+        return [float(size) for size in sizes.split(",")]
+    except ValueError:
+        raise InputError(f"--sizes={sizes} is not allowed: give one number a view, such as 20,10,8") from None
+
+
+def demo(outdir: str = "mrefali_demo", *, threads: int = 0):
+    """Simulate a small stack, align it and compare what was found with the truth.
+
+    Parameters
+    ----------
+    outdir : str
+        directory for everything the demo writes; must not exist
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    """
+    from mrefali.demonstration import demo
+
+    demo(outdir, threads=threads)
+
+
+def info(file: str):
+    """Say what a stack or a file of class averages holds.
+
+    Parameters
+    ----------
+    file : str
+        stack or averages
+
+    Examples
+    --------
+    mrefali info out/aqm009.hdf
+    """
+    from mrefali.io import open_stack
+
+    stack = open_stack(file)
+    pixel_size = "pixel size unknown" if stack.pixel_size_A is None else f"{stack.pixel_size_A:g} A a pixel"
+    print(f"{file}: {stack.n_images} images of {stack.box} x {stack.box} px, {pixel_size}")
+    headers = stack.header_names()
+    print("headers and the number of images that have them:")
+    for name in sorted(headers):
+        print(f"  {name:<20} {headers[name]}")
+    if "assign" in headers:
+        counts = Counter(stack.column("assign"))
+        without_class = counts.pop(None, 0)
+        print("particles of each class:")
+        for assign in sorted(counts):
+            print(f"  {assign:<20} {counts[assign]}")
+        if without_class:
+            print(f"  {'no class yet':<20} {without_class}")
+    if "ave_n" in headers:
+        print("particles in each class average:")
+        for average, ave_n in enumerate(stack.column("ave_n")):
+            print(f"  {average:<20} {'unknown' if ave_n is None else ave_n}")
+
+
+def header(stack: str, *, params: str, zero: bool = False):
+    """Set a header of every image of a stack.
+
+    Parameters
+    ----------
+    stack : str
+        stack whose headers are written; its pixels stay as they are
+    params : str, xform.align2d
+        header to set
+    zero : bool
+        set the poses to the identity: no rotation, shift or mirror
+
+    Examples
+    --------
+    mrefali header stack.hdf --params=xform.align2d --zero
+    """
+    if params != "xform.align2d":
+        raise InputError(f"--params={params} is not known: give --params=xform.align2d with --zero")
+    if not zero:
+        raise InputError("--params=xform.align2d alone does nothing: give --zero to set every pose to the "
+                         "identity")
+    from mrefali.geometry import identity_poses
+    from mrefali.io import open_stack
+
+    images = open_stack(stack)
+    images.write_columns({params: identity_poses(images.n_images)})
+    print(f"{stack}: xform.align2d of {images.n_images} images set to the identity")
+
+
+#: Every command, in the order of the help.
+COMMANDS = (mref_ali2d, simulate, demo, info, header)
