@@ -1,0 +1,218 @@
+"""References to ring spectra; images, poses and spectra to alignments (SPEC sections 3, 4 and 6).
+
+Arrays in, arrays out: this module knows no file and no rank. Imports geometry and kernels only.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numba
+import numpy as np
+import scipy.fft
+
+from mrefali import geometry, kernels
+from mrefali.errors import InputError
+
+#: Smallest translation step in px: a finer one tells nothing more, and would be searched for years.
+SMALLEST_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched: rings and translations, all in px."""
+
+    box: int
+    inner_radius: int
+    outer_radius: int
+    ring_step: int
+    xr: float
+    yr: float
+    shift_step: float
+
+    def __post_init__(self):
+        geometry.check_rings(self.box, self.inner_radius, self.outer_radius, self.ring_step)
+        for name, value in (("xr", self.xr), ("yr", self.yr)):
+            if not 0 <= value < np.inf:
+                raise InputError(f"{name}={value} is not allowed: give the half-range of the search in px, 0 or more")
+        if not SMALLEST_STEP <= self.shift_step < np.inf:
+            raise InputError(f"ts={self.shift_step} is not allowed: give a translation step in px of at least "
+                             f"{SMALLEST_STEP}")
+
+    @cached_property
+    def rings(self):
+        """The tables of ``kernels.Rings``, rings from the outermost inward."""
+        radii = geometry.ring_radii(self.inner_radius, self.outer_radius, self.ring_step)[::-1]
+        lengths = geometry.ring_lengths(radii)
+        angles = [2 * np.pi * np.arange(length) / length for length in lengths]
+        with_frequency = [(lengths // 2 >= k).sum() for k in range(lengths[0] // 2 + 1)]
+        padded = -(-np.array(with_frequency) // kernels.UNROLL) * kernels.UNROLL
+        twiddles, first_twiddle = _fft_twiddles(lengths[0])
+        phase = 2 * np.pi * np.arange(lengths[0] // 2) / lengths[0]
+        return kernels.Rings(
+            x=np.concatenate([r * np.sin(t) for r, t in zip(radii, angles, strict=True)]),
+            y=np.concatenate([r * np.cos(t) for r, t in zip(radii, angles, strict=True)]),
+            lengths=lengths,
+            weights=2 * np.pi * radii / lengths,
+            first_row=np.concatenate([[0], np.cumsum(padded)]),
+            twiddles=twiddles,
+            first_twiddle=first_twiddle,
+            phases=np.stack([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32),
+        )
+
+    @cached_property
+    def shifts(self):
+        """The translations of ``kernels.Shifts``; a step of p/q px is q x q grids of strides of p px."""
+        widest = self.box - 2 * self.outer_radius - 2  # left and right limits together, whatever the centre
+        nx, ny = (min(2 * int(half / self.shift_step), int(widest / self.shift_step + 1e-9)) + 1
+                  for half in (self.xr, self.yr))
+        step = Fraction(self.shift_step).limit_denominator(1000)
+        whole = abs(step - Fraction(self.shift_step)) < 1e-9 and step.denominator <= max(nx, ny)
+        # of any other step every grid is a single shift, and its stride is never used
+        parts, stride = (step.denominator, min(step.numerator, self.box)) if whole else (max(nx, ny), 1)
+        return kernels.Shifts(float(self.shift_step), stride, parts, -(-nx // parts), -(-ny // parts))
+
+
+def _fft_twiddles(longest):
+    """Factors of the radix-4 passes for every power of two from 4 to ``longest``, and where each size begins."""
+    tables, first = [], np.zeros(32, np.int64)
+    for exponent in range(2, int(longest).bit_length()):
+        first[exponent] = sum(t.size for t in tables)
+        n = 1 << exponent
+        while n >= 4:
+            w = np.exp(-2j * np.pi * np.outer(np.arange(n // 4), [1, 2, 3]) / n)
+            tables.append(np.stack([w.real, w.imag], axis=-1).ravel())
+            n //= 4
+    return np.concatenate(tables).astype(np.float32), first
+
+
+@dataclass(frozen=True)
+class RingSpectra:
+    """References, ready to be searched.
+
+    Attributes
+    ----------
+    packed : (n_references, 2 * rows) float32
+        For each angular frequency and each ``UNROLL`` rings, their real and their imaginary parts.
+    constants : (n_references,) float64
+        Correlation with an image of ones, frequency 0.
+    """
+
+    packed: np.ndarray
+    constants: np.ndarray
+
+
+def ring_spectra(references, search):
+    """Weighted ring spectra of references (SPEC section 4).
+
+    Parameters
+    ----------
+    references : (n_references, n, n) float32
+        Normalised: minus the mean under the mask.
+    search : Search
+
+    Returns
+    -------
+    RingSpectra
+    """
+    rings = search.rings
+    centre = references.shape[1] // 2
+    longest = rings.lengths[0]
+    samples = _bilinear(references, centre + rings.x, centre + rings.y)
+    unpacked = np.zeros((len(references), rings.first_row[-1]), np.complex128)
+    constants = np.zeros(len(references))
+    starts = np.concatenate([[0], np.cumsum(rings.lengths)])
+    for ring, length in enumerate(rings.lengths):
+        spectrum = scipy.fft.rfft(samples[:, starts[ring]:starts[ring + 1]]) * rings.weights[ring] * longest / length
+        if length < longest:
+            spectrum[:, -1] /= 2
+        unpacked[:, rings.first_row[:length // 2 + 1] + ring] = spectrum
+        constants += spectrum[:, 0].real * length
+    blocks = unpacked.reshape(len(references), -1, kernels.UNROLL)
+    packed = np.stack([blocks.real, blocks.imag], axis=2).astype(np.float32)
+    return RingSpectra(packed.reshape(len(references), -1), constants)
+
+
+def _bilinear(images, x, y):
+    """Bilinear samples (n_images, n_samples) of images at (x, y) px; a sample on the last pixel meets no other."""
+    i, j = np.floor(x).astype(int), np.floor(y).astype(int)
+    u, v = x - i, y - j
+    last = images.shape[1] - 1
+    right, below = np.minimum(i + 1, last), np.minimum(j + 1, last)
+    return ((1 - v) * ((1 - u) * images[:, j, i] + u * images[:, j, right])
+            + v * ((1 - u) * images[:, below, i] + u * images[:, below, right]))
+
+
+@dataclass(frozen=True)
+class Alignments:
+    """Where particles belong, one entry a particle.
+
+    Attributes
+    ----------
+    assign : (n_particles,) int32
+        Index of the reference.
+    poses : (n_particles,) geometry.POSE
+    peak : (n_particles,) float64
+        Height of the correlation, of the particle in units of its standard deviation over the rings.
+    """
+
+    assign: np.ndarray
+    poses: np.ndarray
+    peak: np.ndarray
+
+
+def start_centres(poses, search):
+    """Where each particle's rings are centred at shift 0, relative to the centre pixel (SPEC section 4).
+
+    A particle whose centre lies so far out that the disc would leave the image starts from the identity.
+
+    Returns
+    -------
+    (n_particles, 2) float64, px
+        x, y.
+    """
+    h = geometry.inverse_shift(poses)
+    limit = search.box // 2 + 1 - search.outer_radius - 2
+    h[(np.abs(h) > limit).any(axis=1)] = 0.0
+    return h
+
+
+def align(images, poses, spectra, search):
+    """Best reference and pose of every particle (SPEC section 4), on numba's present number of threads.
+
+    Parameters
+    ----------
+    images : (n_particles, n, n) float32
+    poses : (n_particles,) geometry.POSE
+        Where the search starts; of these only the shift matters, carried back through the rotation.
+    spectra : RingSpectra
+    search : Search
+
+    Returns
+    -------
+    Alignments
+        Of equal peaks the later one wins, in the order y shift, x shift, reference.
+    """
+    n_particles = len(images)
+    h = start_centres(poses, search)
+    first, count = np.empty((2, n_particles, 2), np.int64)
+    for axis, half in enumerate((search.xr, search.yr)):
+        left, right = geometry.search_range(half, h[:, axis], search.box, search.outer_radius)
+        first[:, axis] = -np.floor(left / search.shift_step)
+        count[:, axis] = np.floor(right / search.shift_step) - first[:, axis] + 1
+    found = kernels.Found(
+        peak=np.empty(n_particles), assign=np.zeros(n_particles, np.int32), alpha=np.zeros(n_particles),
+        mirror=np.zeros(n_particles, np.int32),
+        ix=np.zeros(n_particles, np.int64), iy=np.zeros(n_particles, np.int64))
+    kernels.search(images, search.box // 2 + h, first, count, spectra.packed, spectra.constants, search.rings,
+                   search.shifts, 4 * numba.get_num_threads(), found)
+    return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak)
+
+
+def _new_poses(h, found, step):
+    """A shift by -h, then rotation with shift R(a)(-ix, -iy), then the mirror (SPEC section 4, "Result")."""
+    a = np.deg2rad(found.alpha)
+    c, s = np.cos(a), np.sin(a)
+    ix, iy = found.ix * step, found.iy * step
+    turned = geometry.make_poses(found.alpha, -c * ix - s * iy, s * ix - c * iy, found.mirror)
+    return geometry.compose(geometry.make_poses(0.0, -h[:, 0], -h[:, 1]), turned)
