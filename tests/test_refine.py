@@ -1,0 +1,320 @@
+"""The loop against its slow twin, and what becomes of classes, blocks and auto-stop."""
+
+import random
+
+import naive
+import numpy as np
+import pytest
+import small
+from conftest import JIT
+
+from mrefali import average, reference, refine
+from mrefali.average import ClassSums
+from mrefali.geometry import compose, disc, identity_poses, make_poses
+from mrefali.parallel import SERIAL
+from mrefali.search import Search
+
+BOX = small.BOX
+
+
+class ArrayStack:
+    """A stack in memory that gives out copies and counts what it is asked for."""
+
+    def __init__(self, images):
+        self.images, self.n_images, self.blocks = images, len(images), []
+
+    def read(self, start, stop):
+        self.blocks.append((start, stop))
+        return self.images[start:stop].copy()
+
+    def read_at(self, indices):
+        return self.images[indices].copy()
+
+
+def largest_pixel(images, inside):
+    return average.pixel_statistics(images, inside).largest
+
+
+def make_settings(images, **changes):
+    """Settings of the small job."""
+    mask = changes.pop("mask", disc(BOX, 6).astype(np.float32))
+    search = changes.pop("search", Search(BOX, 1, 6, 1, 1, 1, 1))
+    return refine.Settings(**{
+        "search": search, "mask": mask, "center": 1, "maxit": 2, "function": reference.ref_ali2d, "rand_seed": 1000,
+        "largest": largest_pixel(images, mask != 0), "quiet": True} | changes)
+
+
+def run(images, references, poses, settings):
+    return list(refine.refine(ArrayStack(images), references, poses, settings, SERIAL))
+
+
+def soft_mask():
+    d = np.arange(BOX) - BOX // 2
+    return np.clip((9 - np.hypot(d[:, None], d)) / 4, 0, 1).astype(np.float32)
+
+
+# --- against the slow twin
+
+
+@pytest.mark.parametrize("center", [0, 1, -1])
+@pytest.mark.parametrize("soft", [False, True], ids=["disc", "soft mask"])
+def test_every_iteration_is_that_of_the_slow_twin(center, soft):
+    images, references, poses = small.particles(), small.references(), small.poses()
+    mask = soft_mask() if soft else disc(BOX, 6).astype(np.float32)
+    iterations = 3 if JIT else 2
+    found = run(images, references, poses, make_settings(images, mask=mask, center=center, maxit=iterations))
+    expected = naive.run(images, references, poses, mask, 1, 6, 1, 1, 1, 1, center, iterations)
+    assert [iteration.number for iteration in found] == list(range(iterations))
+    for mine, slow in zip(found, expected, strict=True):
+        assert_same_iteration(mine, slow)
+    assert any(c.shift.any() for c in found[0].classes) == (center != 0)
+
+
+def assert_same_iteration(mine, slow):
+    """One iteration; float32 references and the path of the simplex leave a little between the two."""
+    assert mine.assign.tolist() == slow["assign"].tolist()
+    assert mine.poses["mirror"].tolist() == slow["poses"]["mirror"].tolist()
+    np.testing.assert_allclose((mine.poses["alpha"] - slow["poses"]["alpha"] + 180) % 360, 180, rtol=0, atol=0.02)
+    for axis in ("sx", "sy"):
+        np.testing.assert_allclose(mine.poses[axis], slow["poses"][axis], rtol=0, atol=0.005)
+    np.testing.assert_allclose(mine.peak, slow["peak"], rtol=1e-4)
+    assert mine.criterion == pytest.approx(slow["criterion"], rel=1e-4)
+    for k, update in enumerate(mine.classes):
+        assert update.members.tolist() == slow["members"][k].tolist()
+        assert update.count == (slow["assign"] == k).sum()
+        np.testing.assert_allclose(update.image, slow["averages"][k], rtol=0, atol=1e-3 * slow["averages"][k].std())
+        assert update.vanished == (k not in slow["frc"])
+        if not update.vanished:
+            np.testing.assert_allclose(update.frc, slow["frc"][k], rtol=0, atol=1e-4)
+            assert (update.filter.cutoff, update.filter.falloff) == pytest.approx(slow["filters"][k], abs=1e-3)
+            np.testing.assert_allclose(update.shift, -slow["centers"][k], rtol=0, atol=1e-3)
+
+
+# --- classes that vanish
+
+
+@pytest.mark.parametrize("seed", [1000, 7])
+def test_vanished_classes_are_replaced_by_the_particles_of_the_slow_twin(seed):
+    images, poses = small.particles(), small.poses()
+    # two references too faint to attract anything
+    faint = 1e-3 * np.random.default_rng(0).normal(size=(2, BOX, BOX)).astype(np.float32)
+    references = np.concatenate([faint[:1], small.references(), faint[1:]])
+    mask = disc(BOX, 6).astype(np.float32)
+    found = run(images, references, poses, make_settings(images, rand_seed=seed))
+    expected = naive.run(images, references, poses, mask, 1, 6, 1, 1, 1, 1, 1, 2, seed)
+    for mine, slow in zip(found, expected, strict=True):
+        assert_same_iteration(mine, slow)
+
+    rng, last = random.Random(seed), len(images) - 1
+    drawn = [rng.randint(0, last), rng.randint(0, last)]  # one draw per vanished class, in order of class
+    vanished = [found[0].classes[0], found[0].classes[3]]
+    assert [c.vanished for c in found[0].classes] == [True, False, False, True]
+    assert [c.members.tolist() for c in vanished] == [[i] for i in drawn]
+    normalised = images.copy()
+    average.normalize_particles(normalised, mask != 0)
+    for update, i in zip(vanished, drawn, strict=True):
+        np.testing.assert_array_equal(update.image, normalised[i])  # as it is: not moved, filtered or masked
+        assert update.count == 0
+        assert update.frc is update.filter is update.shift is None
+
+
+def sums_of(images, assign, n_classes):
+    sums = ClassSums(n_classes, BOX, len(images), 10.0)
+    sums.add(images, identity_poses(len(images)), assign, 0)
+    return sums
+
+
+@pytest.mark.parametrize(("count", "vanished"), [(0, True), (3, True), (4, False)])
+def test_a_class_vanishes_below_four_particles_and_keeps_its_true_count(count, vanished):
+    images = small.particles()
+    assign = np.where(np.arange(len(images)) < count, 1, 0).astype(np.int32)
+    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
+                                    ArrayStack(images), make_settings(images), random.Random(1))
+    assert (updates[1].vanished, updates[1].count) == (vanished, count)
+    assert updates[1].members.size == (1 if vanished else count)
+
+
+def test_members_are_sorted_indices():
+    images = small.particles()
+    assign = (np.arange(len(images)) * 7 % 2).astype(np.int32)
+    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
+                                    ArrayStack(images), make_settings(images), random.Random(1))
+    assert [c.members.tolist() for c in updates] == [np.flatnonzero(assign == k).tolist() for k in (0, 1)]
+
+
+def test_the_reference_function_gets_the_mean_of_the_members_and_the_frc_of_the_half_sums():
+    images = small.particles()
+    assign = (np.arange(len(images)) % 3 == 0).astype(np.int32)
+    calls = []
+
+    def keep(mask, center, mean, frc):
+        calls.append((center, mean, frc))
+        return mean, np.zeros(2)
+
+    settings = make_settings(images, function=keep, center=1)
+    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
+                                    ArrayStack(images), settings, random.Random(1))
+    exact = images.astype(float)
+    for k, (center, mean, frc) in enumerate(calls):
+        mine = assign == k
+        even = np.arange(len(images)) % 2 == 0
+        np.testing.assert_allclose(mean, exact[mine].mean(axis=0), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(frc, naive.frc(exact[mine & even].sum(axis=0), exact[mine & ~even].sum(axis=0)),
+                                   rtol=0, atol=1e-9)
+        assert center == 1
+    assert len(calls) == 2
+    assert [c.filter for c in updates] == [None, None]  # the function names none
+
+
+# --- centring
+
+
+def test_center_minus_1_passes_the_mean_shift_with_sx_of_mirrored_members_negated():
+    images, n = small.particles(), small.N_PARTICLES
+    poses = make_poses(0.0, np.where(np.arange(n) % 4 == 0, 2.0, -1.0), 0.5, (np.arange(n) % 4 == 0).astype(int))
+    centres = []
+
+    def keep(mask, center, mean, frc):
+        centres.append(center)
+        return mean, np.zeros(2)
+
+    assign = np.zeros(n, np.int32)
+    refine.update_classes(sums_of(images, assign, 1), assign, poses, ArrayStack(images),
+                          make_settings(images, center=-1, function=keep), random.Random(1))
+    assert centres[0].tolist() == [-1.25, 0.5]  # a quarter of -2, three quarters of -1
+
+
+def test_the_centring_shift_is_the_last_thing_a_pose_does():
+    poses = make_poses([30.0, 30, 75], 1, 2, [0, 1, 0])
+    classes = [refine.ClassUpdate(None, None, 2, shift=np.array([0.5, -2])), refine.ClassUpdate(None, None, 0)]
+    folded = refine.fold_in_centring(poses, np.array([0, 0, 1], np.int32), classes)
+    assert folded[:2].tolist() == compose(poses[:2], make_poses(0, 0.5, -2)).tolist()
+    assert folded[1]["sx"] == pytest.approx(0.5)  # -(1 - 0.5): a mirrored particle shifts the other way
+    assert folded[2].tolist() == poses[2].tolist()  # a class that was not moved
+
+
+# --- the loop
+
+
+def scripted(factors):
+    """A reference function whose averages have, one call after the other, these heights."""
+    remaining = iter(factors)
+
+    def function(mask, center, mean, frc):
+        return np.full(mask.shape, next(remaining)) * mask, np.zeros(2)
+
+    return function
+
+
+def rotation_only(images, **changes):
+    return make_settings(images, search=Search(BOX, 1, 6, 1, 0, 0, 1), **changes)
+
+
+def heights(factors, maxit):
+    """Heights of the averages that a run with one reference yields."""
+    images = small.particles()[:6]
+    settings = rotation_only(images, function=scripted(factors), maxit=maxit)
+    return [float(i.averages.max()) for i in run(images, small.references()[:1], small.poses()[:6], settings)]
+
+
+def test_auto_stop_keeps_the_iteration_in_which_the_criterion_fell_and_ends_there():
+    assert heights([1, 2, 3, 1, 9], maxit=0) == [1, 2, 3, 1]
+
+
+def test_auto_stop_goes_on_while_the_criterion_stays_equal():
+    assert heights([2, 2, 2, 1, 9], maxit=0) == [2, 2, 2, 1]
+
+
+def test_auto_stop_ends_after_ten_iterations_at_the_latest():
+    assert len(heights(range(1, 20), maxit=0)) == 10
+
+
+def test_a_given_number_of_iterations_is_run_though_the_criterion_falls():
+    assert heights([3, 2, 1], maxit=3) == [3, 2, 1]
+
+
+def test_the_criterion_is_that_of_the_new_averages():
+    images = small.particles()
+    settings = make_settings(images, maxit=1)
+    iteration, = run(images, small.references(), small.poses(), settings)
+    assert iteration.criterion == average.criterion(iteration.averages, settings.mask > 0.5)
+    np.testing.assert_array_equal(iteration.averages, [c.image for c in iteration.classes])
+    assert iteration.averages.dtype == np.float32
+
+
+def test_all_particles_change_class_first_and_later_those_that_do():
+    images = small.particles()
+    first, second = run(images, small.references(), small.poses(), make_settings(images))
+    assert first.changed.all()
+    assert second.changed.tolist() == (first.assign != second.assign).tolist()
+
+
+def test_inputs_are_not_written():
+    images, references, poses = small.particles(), small.references(), small.poses()
+    before = images.copy(), references.copy(), poses.copy()
+    run(images, references, poses, make_settings(images))
+    for now, then in zip((images, references, poses), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def assert_same_bits(mine, other):
+    assert mine.assign.tobytes() == other.assign.tobytes()
+    assert mine.poses.tobytes() == other.poses.tobytes()
+    assert mine.peak.tobytes() == other.peak.tobytes()
+    assert mine.averages.tobytes() == other.averages.tobytes()
+    assert mine.criterion == other.criterion
+
+
+@pytest.mark.parametrize("particles_a_block", [1, 5, 7])
+def test_equal_bits_whatever_the_size_of_a_block(particles_a_block, monkeypatch):
+    images, references, poses = small.particles(), small.references(), small.poses()
+    whole = run(images, references, poses, make_settings(images))
+    monkeypatch.setattr(refine, "BLOCK_BYTES", particles_a_block * 4 * BOX * BOX)
+    stack = ArrayStack(images)
+    cut = list(refine.refine(stack, references, poses, make_settings(images), SERIAL))
+    assert max(stop - start for start, stop in stack.blocks) == particles_a_block
+    for mine, other in zip(cut, whole, strict=True):
+        assert_same_bits(mine, other)
+
+
+@pytest.mark.parametrize(("n_particles", "block_bytes", "expected"), [
+    (7, 4 * 16 * 16 * 3, [(0, 3), (3, 6), (6, 7)]),
+    (2, 1, [(0, 1), (1, 2)]),  # never less than one particle
+    (0, 1, []),
+])
+def test_blocks_cover_all_particles_once(n_particles, block_bytes, expected, monkeypatch):
+    monkeypatch.setattr(refine, "BLOCK_BYTES", block_bytes)
+    assert refine.blocks(n_particles, 16) == expected
+
+
+class Rank(type(SERIAL)):
+    """One of several ranks, as far as its share of the particles goes."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.is_root = rank, size, rank == 0
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_shares_of_any_number_of_ranks_add_up_to_the_bits_of_one(size):
+    images, references, poses = small.particles(), small.references(), small.poses()
+    settings = make_settings(images)
+    whole = refine._search_and_sum(ArrayStack(images), references, poses, 0, settings, SERIAL, 0)
+    parts = []
+    for rank in range(size):
+        comm = Rank(rank, size)
+        start, stop = comm.share(len(images))
+        parts.append(refine._search_and_sum(
+            ArrayStack(images), references, poses[start:stop], start, settings, comm, 0))
+    for i in range(3):
+        assert np.concatenate([part[i] for part in parts]).tobytes() == whole[i].tobytes()
+    np.testing.assert_array_equal(sum(part[3].sums for part in parts), whole[3].sums)
+    assert {part[3].unit for part in parts} == {whole[3].unit}
+
+
+@pytest.mark.jit_only
+def test_equal_bits_whatever_the_number_of_threads(set_threads):
+    images, references, poses = small.particles(), small.references(), small.poses()
+    whole = run(images, references, poses, make_settings(images))
+    set_threads(1)
+    for mine, other in zip(run(images, references, poses, make_settings(images)), whole, strict=True):
+        assert_same_bits(mine, other)
