@@ -1,0 +1,126 @@
+"""What a run writes into its output directory (INTERFACES of the files: README, "What comes out").
+
+May import io, geometry and refine's dataclasses; knows nothing of the search.
+"""
+
+import csv
+import json
+import logging
+import os
+
+import numpy as np
+
+from mrefali.io import write_stack
+
+POSE_COLUMNS = ("index", "assign", "alpha", "sx", "sy", "mirror", "peak", "changed")
+HISTORY_COLUMNS = ("iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px",
+                   "filter_cutoff", "filter_falloff", "center_x", "center_y", "criterion")
+
+
+class OutputDirectory:
+    """A run's directory; made on entering, its log closed on leaving.
+
+    Parameters
+    ----------
+    path : str
+    pixel_size_A : float or None
+        For the headers of the averages.
+    """
+
+    def __init__(self, path, pixel_size_A):
+        self.path, self.pixel_size_A = path, pixel_size_A
+        self._log = None
+
+    def __enter__(self):
+        os.mkdir(self.path)
+        self._log = logging.FileHandler(self._file("mrefali.log"))
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        package = logging.getLogger("mrefali")
+        self._level = package.level
+        package.addHandler(self._log)
+        package.setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(self, *_):
+        package = logging.getLogger("mrefali")
+        package.removeHandler(self._log)
+        package.setLevel(self._level)
+        self._log.close()
+
+    def _file(self, name):
+        return os.path.join(self.path, name)
+
+    def write_parameters(self, parameters):
+        """``parameters.json``: every option and version, a dict."""
+        with open(self._file("parameters.json"), "w") as file:
+            json.dump(parameters, file, indent=1)
+            file.write("\n")
+
+    def write_start(self, assign, poses):
+        """``poses_before.csv``: the headers as they were; ``assign`` may be None."""
+        self._write_poses("poses_before.csv", assign, poses)
+
+    def write_iteration(self, iteration):
+        """``aqmIII.hdf``, ``drmIIIRRRR.txt`` and the rows of ``history.csv``."""
+        self._write_averages(f"aqm{iteration.number:03d}.hdf", iteration)
+        for k, c in enumerate(iteration.classes):
+            if not c.vanished:
+                np.savetxt(self._file(f"drm{iteration.number:03d}{k:04d}.txt"), c.frc, "%12.6f %12.7f %10d")
+        path = self._file("history.csv")
+        with open(path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if file.tell() == 0:
+                writer.writerow(HISTORY_COLUMNS)
+            writer.writerows(_history(iteration))
+
+    def write_end(self, iteration):
+        """``multi_ref.hdf`` and ``poses.csv``, of the last iteration."""
+        self._write_averages("multi_ref.hdf", iteration)
+        self._write_poses("poses.csv", iteration.assign, iteration.poses, iteration.peak, iteration.changed)
+
+    def _write_averages(self, name, iteration):
+        headers = [{"ave_n": c.count, "members": c.members} for c in iteration.classes]
+        write_stack(self._file(name), iteration.averages, headers, self.pixel_size_A)
+
+    def _write_poses(self, name, assign, poses, peak=None, changed=None):
+        columns = [np.arange(len(poses)), assign, poses["alpha"], poses["sx"], poses["sy"], poses["mirror"], peak,
+                   None if changed is None else changed.astype(int)]
+        kept = [(label, c) for label, c in zip(POSE_COLUMNS, columns, strict=True) if c is not None]
+        with open(self._file(name), "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([label for label, _ in kept])
+            writer.writerows(zip(*[c.tolist() for _, c in kept], strict=True))
+
+
+def _history(iteration):
+    changed = np.bincount(iteration.assign[iteration.changed], minlength=len(iteration.classes))
+    for k, c in enumerate(iteration.classes):
+        row = [iteration.number, k, c.count, int(changed[k])]
+        row += ["", ""] if c.vanished else [resolution_px(c.frc, 0.5), resolution_px(c.frc, 0.143)]
+        row += ["", ""] if c.filter is None else [c.filter.cutoff, c.filter.falloff]
+        row += ["", ""] if c.shift is None else [-float(c.shift[0]), -float(c.shift[1])]
+        yield [*row, iteration.criterion]
+
+
+def resolution_px(frc, threshold):
+    """Period in px at which a FRC first falls below ``threshold``, linear between its rings.
+
+    Parameters
+    ----------
+    frc : (n_rings, 3) float64
+        See :func:`mrefali.average.frc`.
+
+    Returns
+    -------
+    float
+        2 px, the finest there is, where it never falls.
+    """
+    frequency, value = frc[1:, 0], frc[1:, 1]
+    below = np.flatnonzero(value < threshold)
+    if not below.size:
+        return 2.0
+    i = below[0]
+    if i == 0:
+        return float(1 / frequency[0])
+    fraction = (value[i - 1] - threshold) / (value[i - 1] - value[i])
+    return float(1 / (frequency[i - 1] + fraction * (frequency[i] - frequency[i - 1])))
