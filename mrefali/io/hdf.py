@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5s, h5t
+from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 
 from mrefali.errors import InputError
 from mrefali.geometry import POSE, from_matrices, to_matrices
@@ -22,6 +22,10 @@ MATRIX = np.dtype([(f"{row}{column}", "<f4") for row in range(3) for column in r
 
 #: HDF5's types of what EMAN2 stores, made once: to make or to translate that of a matrix takes 0.1 ms.
 STORED_TYPES = {dtype: h5t.py_create(dtype) for dtype in map(np.dtype, ("<i4", "<f4", "<f8", MATRIX))}
+
+#: Datasets without the time of their making, so that equal runs write equal files.
+UNTIMED = h5p.create(h5p.DATASET_CREATE)
+UNTIMED.set_obj_track_times(False)
 
 #: Headers that EMAN2 keeps in double precision.
 DOUBLE_HEADERS = ("apix_x", "apix_y", "apix_z")
@@ -173,6 +177,9 @@ class HdfStack:
                     _write_header(group, name, values[i])
         _sync(self.path)
 
+    def write_back_obstacle(self):
+        """None: nothing but permission is ever in the way of writing headers of an HDF stack."""
+
     def check_writable(self):
         """Raise PermissionError if headers cannot be written, InputError if another program has it."""
         try:
@@ -216,10 +223,29 @@ def write_stack(path, images, headers=None, pixel_size_A=None):
     headers = [{}] * len(images) if headers is None else headers
     if len(headers) != len(images):
         raise InputError(f"{len(headers)} headers for the {len(images)} images of {path}: give one for each")
+    write_images(path, zip(images, headers, strict=True), pixel_size_A)
+
+
+def write_images(path, pairs, pixel_size_A=None):
+    """Write a new stack as :func:`write_stack` does, each image as it comes: none stays in memory.
+
+    Parameters
+    ----------
+    path : str or path
+    pairs : iterable of ((ny, nx) array, dict)
+        Images and their headers.
+    pixel_size_A : float, optional
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError
+    InputError
+    """
+    path = os.fspath(path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
     try:
-        _write_images(path, temporary, images, headers, pixel_size_A)
+        _write_images(path, temporary, pairs, pixel_size_A)
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:  # whatever ended it, half a stack must not stay
@@ -229,7 +255,7 @@ def write_stack(path, images, headers=None, pixel_size_A=None):
     _sync(folder or ".")
 
 
-def _write_images(path, temporary, images, headers, pixel_size_A):
+def _write_images(path, temporary, pairs, pixel_size_A):
     """Write all of a stack that is to become ``path`` to the file ``temporary``.
 
     An attribute above 64 KiB (``members`` of some 16,000 particles) needs an object header of HDF5 1.8. A
@@ -239,24 +265,25 @@ def _write_images(path, temporary, images, headers, pixel_size_A):
     large = []
     with _open_new(path, temporary) as file:
         group = file.create_group("MDF/images")
-        group.attrs["imageid_max"] = np.array([len(images) - 1], "<i4")
-        for i, image in enumerate(images):
-            attributes = _attributes(f"image {i} of {path}", image, headers[i], pixel_size_A)
+        i = -1
+        for i, (image, header) in enumerate(pairs):
+            attributes = _attributes(f"image {i} of {path}", image, header, pixel_size_A)
             if max(value.nbytes for value in attributes.values()) > COMPACT_BYTES:
-                large.append((i, attributes))
+                large.append((i, image, attributes))
             else:
                 _write_image(group.id, i, image, attributes)
+        group.attrs["imageid_max"] = np.array([i], "<i4")
     if large:
         with h5py.File(temporary, "r+", libver=("v108", "v108")) as file:
             group = file["MDF/images"]
-            for i, attributes in large:
-                _write_image(group.id, i, images[i], attributes)
+            for i, image, attributes in large:
+                _write_image(group.id, i, image, attributes)
 
 
 def _write_image(images, index, image, attributes):
     """Add one image to the group ``images``."""
     group = h5g.create(images, b"%d" % index)
-    dataset = h5d.create(group, b"image", h5t.IEEE_F32LE, h5s.create_simple(image.shape))
+    dataset = h5d.create(group, b"image", h5t.IEEE_F32LE, h5s.create_simple(image.shape), UNTIMED)
     dataset.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(image, np.float32))
     for name in sorted(attributes):
         _write_header(group, name, attributes[name])
