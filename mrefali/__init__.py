@@ -12,6 +12,8 @@ _HOMES = {
     "align": "run",
     "simulate": "simulation",
     "demo": "demonstration",
+    "header": "headers",
+    "transform2d": "transforms",
     "open_stack": "io",
     "write_stack": "io",
     "InputError": "errors",

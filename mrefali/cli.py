@@ -20,7 +20,7 @@ import sys
 from collections import deque, namedtuple
 
 import mrefali
-from mrefali.commands import COMMANDS, mref_ali2d
+from mrefali.commands import COMMANDS, header, mref_ali2d, transform2d
 from mrefali.errors import InputError
 
 #: What a command raises for a bad call: one line, exit status 2. All else is a bug and keeps its traceback.
@@ -46,8 +46,22 @@ def main(argv=None):
 
 def sxmref_ali2d(argv=None):
     """Exit status of ``sxmref_ali2d.py ...``, the original's name of ``mrefali mref_ali2d ...``."""
+    return _run_script(mref_ali2d, "sxmref_ali2d.py", argv)
+
+
+def sxheader(argv=None):
+    """Exit status of ``sxheader.py ...``, the original's name of ``mrefali header ...``."""
+    return _run_script(header, "sxheader.py", argv)
+
+
+def sxtransform2d(argv=None):
+    """Exit status of ``sxtransform2d.py ...``, the original's name of ``mrefali transform2d ...``."""
+    return _run_script(transform2d, "sxtransform2d.py", argv)
+
+
+def _run_script(command, program, argv):
     words = sys.argv[1:] if argv is None else list(argv)
-    return _exit_status(functools.partial(_run_command, mref_ali2d, "sxmref_ali2d.py", words))
+    return _exit_status(functools.partial(_run_command, command, program, words))
 
 
 def _exit_status(run):
@@ -156,7 +170,7 @@ def match_words(command, program, words):
 
 
 def _find_option(command, program, option):
-    parameters = inspect.signature(command).parameters
+    parameters = {_option_name(p): p for p in inspect.signature(command).parameters.values()}
     name = option[2:].replace("-", "_")
     if not option.startswith("--") or name not in parameters:
         way_out = _way_out(option.lstrip("-"), parameters, program, "--")
@@ -239,7 +253,12 @@ def _is_positional(parameter):
 
 
 def _label(parameter):
-    return parameter.name.upper() if _is_positional(parameter) else f"--{parameter.name}"
+    return parameter.name.upper() if _is_positional(parameter) else f"--{_option_name(parameter)}"
+
+
+def _option_name(parameter):
+    """What the command line calls a parameter; ``import_`` is ``import`` there, a keyword of Python."""
+    return parameter.name.removesuffix("_")
 
 
 # ---- messages and help -----------------------------------------------------------------------------------
@@ -316,8 +335,9 @@ def _default(parameter):
         return "" if _is_positional(parameter) else "required"
     if parameter.annotation is bool:
         return "default 1" if parameter.default else "default off"
-    text = f"{parameter.default:g}" if parameter.annotation is float else parameter.default
-    return f"default {text}" if text not in (None, "") else ""
+    if parameter.default in (None, ""):
+        return ""
+    return f"default {parameter.default:g}" if parameter.annotation is float else f"default {parameter.default}"
 
 
 def _usage(command, program):

@@ -14,6 +14,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0,
                ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
+               vanished: str = "random", center_limit: float = None,
                threads: int = 0, quiet: bool = False, check: bool = False):
     """Align the particles of a stack to several references and average each class.
 
@@ -42,22 +43,26 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         search in x, from -xr to xr
     yr : float, px, at least 0
         search in y, from -yr to yr
-    ts : float, px, above 0
+    ts : float, px, at least 0.01
         step of the search; may be below 1
-    center : int, 0, 1 or -1
-        centring: 0 none, 1 phase centre of gravity, -1 mean shift
+    center : int, -1 to 3
+        0 none, 1 phase centre, -1 mean shift, 2 mask, 3 own rotations
     maxit : int, at least 0
         iterations; 0 is at most 10, ended when the criterion falls
     CTF : bool
         weight by the CTF in the headers
     snr : float, above 0
         signal-to-noise ratio of the Wiener term, used with --CTF
-    function : str
-        what prepares the references from the averages
+    function : str, or FILE.py:NAME
+        makes references of averages
     rand_seed : int
         seed of the draw that replaces a vanished class
     MPI : bool
         share the particles among the MPI ranks of mpiexec
+    vanished : str, random, split or keep
+        what replaces a class of fewer than four
+    center_limit : float, px, above 0
+        an average whose centre lies farther out is left where it is
     threads : int, at least 0
         threads; 0 takes every core this process may use
     quiet : bool
@@ -73,7 +78,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     from mrefali.run import mref_ali2d
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-               rand_seed, MPI, threads=threads, quiet=quiet, check=check)
+               rand_seed, MPI, vanished=vanished, center_limit=center_limit, threads=threads, quiet=quiet,
+               check=check)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
@@ -157,9 +163,17 @@ def info(file: str):
     """
     from mrefali.io import open_stack
 
-    stack = open_stack(file)
+    problem = None
+    try:
+        stack = open_stack(file)
+    except (InputError, OSError) as error:
+        problem = error
+        stack = open_stack(file, mixed=True)  # only a database can be listed where it cannot be aligned
     pixel_size = "pixel size unknown" if stack.pixel_size_A is None else f"{stack.pixel_size_A:g} A a pixel"
-    print(f"{file}: {stack.n_images} images of {stack.box} x {stack.box} px, {pixel_size}")
+    size = "unequal or not square" if stack.box is None else f"of {stack.box} x {stack.box} px"
+    print(f"{file}: {stack.n_images} images {size}, {pixel_size}")
+    if problem is not None:
+        print(f"alignment refuses them: {problem}")
     headers = stack.header_names()
     print("headers and the number of images that have them:")
     for name in sorted(headers):
@@ -178,34 +192,73 @@ def info(file: str):
             print(f"  {average:<20} {'unknown' if ave_n is None else ave_n}")
 
 
-def header(stack: str, *, params: str, zero: bool = False):
-    """Set a header of every image of a stack.
+def header(stack: str, *, params: str, zero: bool = False, one: bool = False, consecutive: bool = False,
+           randomize: bool = False, import_: str = None, export: str = None, print_: bool = False,
+           rand_seed: int = 1000):
+    """Set, import, export or print headers of every image of a stack.
+
+    Exactly one action. A table has one row an image and the columns of the headers in the order of params:
+    alpha sx sy mirror scale for xform.align2d; defocus cs voltage apix bfactor ampcont dfdiff dfang for ctf; one
+    for all else. A table with commas names its columns in its first line; so a run is undone by importing
+    xform.align2d from OUTDIR/poses_before.csv.
 
     Parameters
     ----------
     stack : str
-        stack whose headers are written; its pixels stay as they are
-    params : str, xform.align2d
-        header to set
+        stack whose headers are set or read; its pixels stay as they are
+    params : str, such as xform.align2d,assign
+        names of headers
     zero : bool
-        set the poses to the identity: no rotation, shift or mirror
+        set to 0, poses to the identity
+    one : bool
+        set to 1
+    consecutive : bool
+        number from 0
+    randomize : bool
+        poses only: any angle, shifts in +-2 px, half of them mirrored
+    import_ : str
+        table to read
+    export : str
+        table to write; must not exist
+    print_ : bool
+        print the table
+    rand_seed : int, at least 0
+        seed of --randomize: the same seed, the same poses
 
     Examples
     --------
     mrefali header stack.hdf --params=xform.align2d --zero
+    mrefali header stack.hdf --params=xform.align2d,assign --export=params.txt
+    mrefali header stack.hdf --params=xform.align2d --import=out/poses_before.csv
     """
-    if params != "xform.align2d":
-        raise InputError(f"--params={params} is not known: give --params=xform.align2d with --zero")
-    if not zero:
-        raise InputError("--params=xform.align2d alone does nothing: give --zero to set every pose to the "
-                         "identity")
-    from mrefali.geometry import identity_poses
-    from mrefali.io import open_stack
+    from mrefali.headers import header
 
-    images = open_stack(stack)
-    images.write_columns({params: identity_poses(images.n_images)})
-    print(f"{stack}: xform.align2d of {images.n_images} images set to the identity")
+    header(stack, params, zero=zero, one=one, consecutive=consecutive, randomize=randomize, import_=import_,
+           export=export, print_=print_, rand_seed=rand_seed)
+
+
+def transform2d(stack: str, out: str, *, interpolation: str = "quadratic"):
+    """Apply the poses of a stack to its pixels, into a new stack.
+
+    The new poses are the identity; all other headers are carried over.
+
+    Parameters
+    ----------
+    stack : str
+        images with xform.align2d in their headers
+    out : str
+        file to write; must not exist
+    interpolation : str, quadratic or fourier
+        how values between pixels are found
+
+    Examples
+    --------
+    mrefali transform2d stack.hdf aligned.hdf --interpolation=fourier
+    """
+    from mrefali.transforms import transform2d
+
+    transform2d(stack, out, interpolation=interpolation)
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, simulate, demo, info, header)
+COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d)

@@ -45,11 +45,11 @@ def refusal(capsys, argv):
 
 @pytest.fixture
 def alignment(monkeypatch):
-    """The values, by name, with which each call reached ``refine.mref_ali2d``."""
+    """The values, by name, with which each call reached ``run.mref_ali2d``."""
     calls = []
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-                   rand_seed, MPI, *, threads, quiet, check):
+                   rand_seed, MPI, *, vanished, center_limit, threads, quiet, check):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -64,6 +64,7 @@ def test_defaults_reach_the_alignment(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
+        vanished="random", center_limit=None,
         threads=0, quiet=False, check=False)]
 
 
@@ -73,7 +74,8 @@ def test_an_old_script_runs_word_for_word(alignment):
     assert cli.sxmref_ali2d(words) == 0
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
-        ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True, threads=0,
+        ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
+        vanished="random", center_limit=None, threads=0,
         quiet=False, check=False)]
 
 
@@ -281,10 +283,10 @@ def test_every_parameter_has_one_line_of_help(capsys, command):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: mrefali {command.__name__} ")
     for p in inspect.signature(command).parameters.values():
-        label = p.name.upper() if p.kind is p.POSITIONAL_OR_KEYWORD else f"--{p.name}"
+        label = p.name.upper() if p.kind is p.POSITIONAL_OR_KEYWORD else f"--{p.name.removesuffix('_')}"
         (line,) = [line for line in lines if re.match(rf"  {label}\b", line)]
         assert re.fullmatch(rf"  {label}(=INT|=NUMBER|=TEXT|=1\|0)?  +\w.*", line)
-        if p.annotation in (int, float):
+        if p.annotation in (int, float) and p.default is not None:
             assert line.endswith(f"default {p.default:g})")
     assert max(map(len, lines)) <= 110
 
@@ -347,16 +349,13 @@ class Stack:
     n_images, box, pixel_size_A = 5, 64, 1.5
 
     def __init__(self, columns):
-        self.columns, self.written = columns, {}
+        self.columns = columns
 
     def header_names(self):
         return {name: sum(value is not None for value in values) for name, values in self.columns.items()}
 
     def column(self, name):
         return self.columns[name]
-
-    def write_columns(self, columns):
-        self.written.update(columns)
 
 
 def open_instead(monkeypatch, stack):
@@ -386,24 +385,43 @@ def test_info_tells_the_size_of_each_class_average(monkeypatch, capsys):
         ["4", "unknown"]]
 
 
-def test_header_sets_the_identity(monkeypatch, capsys):
-    stack = Stack({})
-    open_instead(monkeypatch, stack)
-    assert cli.main(["header", "stack.hdf", "--params=xform.align2d", "--zero"]) == 0
-    assert list(stack.written) == ["xform.align2d"]
-    assert stack.written["xform.align2d"].tolist() == [(0.0, 0.0, 0.0, 0)] * 5
-    assert "stack.hdf: xform.align2d of 5 images" in capsys.readouterr().out
+HEADER_DEFAULTS = dict(zero=False, one=False, consecutive=False, randomize=False, import_=None, export=None,
+                       print_=False, rand_seed=1000)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--params=ctf", "--zero"], "--params=ctf is not known: give --params=xform.align2d with --zero"),
-    (["--params=xform.align2d"], "give --zero to set every pose to the identity"),
+@pytest.mark.parametrize(("words", "options"), [
+    (["--zero"], {"zero": True}),
+    (["--import=a.csv"], {"import_": "a.csv"}),
+    (["--import", "a.csv"], {"import_": "a.csv"}),
+    (["--print"], {"print_": True}),
+    (["--export=a.txt", "--consecutive=no"], {"export": "a.txt"}),
+    (["--randomize", "--rand-seed=3"], {"randomize": True, "rand_seed": 3}),
 ])
-def test_header_refuses_what_it_does_not_know(monkeypatch, capsys, words, message):
-    stack = Stack({})
-    open_instead(monkeypatch, stack)
-    assert message in refusal(capsys, ["header", "stack.hdf", *words])
-    assert stack.written == {}
+def test_header_hands_on_its_options(monkeypatch, words, options):
+    calls = []
+    replace_module(monkeypatch, "headers", header=lambda *values, **options: calls.append((values, options)))
+    assert cli.main(["header", "stack.hdf", "--params=a,b", *words]) == 0
+    assert cli.sxheader(["stack.hdf", "--params=a,b", *words]) == 0
+    assert calls == [(("stack.hdf", "a,b"), HEADER_DEFAULTS | options)] * 2
+
+
+@pytest.mark.parametrize(("word", "message"), [
+    ("--import_=a.csv", "unknown option --import_: did you mean --import?"),
+    ("--import", "--import has no value: give a text"),
+    ("--prin", "unknown option --prin: did you mean --print?"),
+])
+def test_a_trailing_underscore_is_none_of_the_command_line(monkeypatch, capsys, word, message):
+    replace_module(monkeypatch, "headers", header=raiser(AssertionError("ran")))
+    assert message in refusal(capsys, ["header", "stack.hdf", "--params=a", word])
+
+
+def test_transform2d_hands_on_its_options(monkeypatch):
+    calls = []
+    replace_module(monkeypatch, "transforms", transform2d=lambda *values, **options: calls.append((values, options)))
+    assert cli.main(["transform2d", "a.hdf", "b.hdf"]) == 0
+    assert cli.sxtransform2d(["a.hdf", "b.hdf", "--interpolation=fourier"]) == 0
+    assert calls == [(("a.hdf", "b.hdf"), {"interpolation": "quadratic"}),
+                     (("a.hdf", "b.hdf"), {"interpolation": "fourier"})]
 
 
 # ---- the installed scripts -------------------------------------------------------------------------------
@@ -416,9 +434,11 @@ def test_the_scripts_and_the_module_are_one_command_line():
     usages = {run(*call, "--help").stdout.splitlines()[0] for call in (
         [SCRIPTS / "mrefali", "mref_ali2d"], [sys.executable, "-m", "mrefali", "mref_ali2d"])}
     assert usages == {"usage: mrefali mref_ali2d STACK REFS OUTDIR [MASK] [--OPTION=VALUE ...]"}
-    old = run(SCRIPTS / "sxmref_ali2d.py", "--help")
-    assert (old.returncode, old.stderr) == (0, "")
-    assert old.stdout.startswith("usage: sxmref_ali2d.py STACK REFS OUTDIR [MASK] [--OPTION=VALUE ...]\n")
+    for script, arguments in (("sxmref_ali2d.py", "STACK REFS OUTDIR [MASK]"), ("sxtransform2d.py", "STACK OUT"),
+                              ("sxheader.py", "STACK --params=TEXT")):
+        old = run(SCRIPTS / script, "--help")
+        assert (old.returncode, old.stderr) == (0, "")
+        assert old.stdout.startswith(f"usage: {script} {arguments} [--OPTION=VALUE ...]\n")
 
 
 def test_a_script_exits_2_with_one_line(tmp_path):
