@@ -1,14 +1,16 @@
 """Class sums: add, merge, finish to averages and FRC (SPEC sections 5 and 6).
 
-Arrays in, arrays out: this module knows no file and no rank. Imports geometry and kernels only.
+Arrays in, arrays out: this module knows no file and no rank. Imports ctf and kernels only.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
 
 from mrefali import kernels
+from mrefali.ctf import n_radii
 
 #: The six-point formula is a sum of pixels whose weights add up to less than this in absolute value.
 LARGEST_GAIN = 4.0
@@ -82,6 +84,11 @@ def transform(images, poses):
     return moved
 
 
+def _unit(largest_sum):
+    """The power of two of which 2**62 make up a sum that is never reached."""
+    return 2.0 ** (math.ceil(math.log2(largest_sum)) - 62)
+
+
 class ClassSums:
     """Sums of the aligned particles of each class and half, in fixed point.
 
@@ -95,22 +102,50 @@ class ClassSums:
         Of the whole stack.
     largest : float
         Largest absolute pixel of any normalised particle.
+    with_ctf : bool
+        Whether CTF^2 is summed too.
 
     Attributes
     ----------
     sums : (n_classes, 2, box, box) int64
         In units of ``unit``; even and odd half.
+    ctf_sums : (n_classes, 2, n_radii) int64 or None
+        CTF^2 at whole Fourier pixels, in units of ``ctf_unit``.
     """
 
-    def __init__(self, n_classes, box, n_particles, largest):
+    def __init__(self, n_classes, box, n_particles, largest, with_ctf=False):
         self.sums = np.zeros((n_classes, 2, box, box), np.int64)
-        bits = 62 - int(np.ceil(np.log2(n_particles * LARGEST_GAIN * max(largest, 1.0))))
-        self.unit = 2.0 ** -bits
+        self.unit = _unit(n_particles * LARGEST_GAIN * max(largest, 1.0))
+        self.ctf_sums = np.zeros((n_classes, 2, n_radii(box)), np.int64) if with_ctf else None
+        self.ctf_unit = _unit(n_particles)
 
-    def add(self, images, poses, assign, first_index):
-        """Add normalised particles; the first is number ``first_index`` of the stack, whose parity is the half."""
-        half = (first_index + np.arange(len(images))) % 2
+    def add(self, images, poses, assign, numbers, ctf_sq=None):
+        """Add normalised particles.
+
+        Parameters
+        ----------
+        images : (n_images, n, n) float32
+        poses : (n_images,) geometry.POSE
+        assign : (n_images,) int
+        numbers : (n_images,) int
+            Their indices in the stack, whose parity is the half.
+        ctf_sq : (n_images, n_radii) float64, optional
+            Their weights in the Wiener division, see :func:`mrefali.ctf.ctf_sq`.
+        """
+        half = numbers % 2
         kernels.add_to_classes(transform(images, poses), assign, half, self.unit, self.sums)
+        if ctf_sq is not None:
+            np.add.at(self.ctf_sums, (assign, half), np.rint(ctf_sq / self.ctf_unit).astype(np.int64))
+
+    def merge(self, comm):
+        """Add up the sums of all ranks, on every rank."""
+        comm.sum_into(self.sums)
+        if self.ctf_sums is not None:
+            comm.sum_into(self.ctf_sums)
+
+    def ctf_sq(self, k):
+        """Sums of CTF^2 of the two halves of class ``k``, (2, n_radii) float64."""
+        return self.ctf_sums[k] * self.ctf_unit
 
     def halves(self, k):
         """The two half sums of class ``k``, (2, n, n) float64."""

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from mrefali.io import write_stack
+from mrefali.io import write_images, write_stack
 
 POSE_COLUMNS = ("index", "assign", "alpha", "sx", "sy", "mirror", "peak", "changed")
 HISTORY_COLUMNS = ("iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px",
@@ -35,16 +35,20 @@ class OutputDirectory:
         os.mkdir(self.path)
         self._log = logging.FileHandler(self._file("mrefali.log"))
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-        package = logging.getLogger("mrefali")
-        self._level = package.level
-        package.addHandler(self._log)
-        package.setLevel(logging.DEBUG)
+        self._levels = {}
+        # the details go into the file alone, whatever handlers the caller has
+        for name, level in (("mrefali", logging.INFO), ("mrefali.details", logging.DEBUG)):
+            logger = logging.getLogger(name)
+            self._levels[logger] = logger.level
+            logger.addHandler(self._log)
+            logger.setLevel(level)
+        logging.getLogger("mrefali.details").propagate = False
         return self
 
     def __exit__(self, *_):
-        package = logging.getLogger("mrefali")
-        package.removeHandler(self._log)
-        package.setLevel(self._level)
+        for logger, level in self._levels.items():
+            logger.removeHandler(self._log)
+            logger.setLevel(level)
         self._log.close()
 
     def _file(self, name):
@@ -78,8 +82,22 @@ class OutputDirectory:
         self._write_averages("multi_ref.hdf", iteration)
         self._write_poses("poses.csv", iteration.assign, iteration.poses, iteration.peak, iteration.changed)
 
+    def write_poses_stack(self, stack, matrices, assign):
+        """``poses.hdf``: the whole stack with its new poses and classes, where they cannot be written back.
+
+        Returns
+        -------
+        str
+            Its path.
+        """
+        path = self._file("poses.hdf")
+        write_images(path, ((stack.read(i, i + 1)[0], stack.header(i) | {"xform.align2d": matrices[i],
+                                                                         "assign": int(assign[i])})
+                            for i in range(stack.n_images)), self.pixel_size_A)
+        return path
+
     def _write_averages(self, name, iteration):
-        headers = [{"ave_n": c.count, "members": c.members} for c in iteration.classes]
+        headers = [{"ave_n": c.count, "members": c.members if len(c.members) else None} for c in iteration.classes]
         write_stack(self._file(name), iteration.averages, headers, self.pixel_size_A)
 
     def _write_poses(self, name, assign, poses, peak=None, changed=None):

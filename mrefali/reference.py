@@ -1,16 +1,35 @@
-"""Reference functions: a class average and its FRC to the next reference (SPEC section 5).
+"""Reference functions: a class average and its FRC to the next reference (SPEC section 5), and centring.
 
-A reference function takes (mask, center, average, frc) and returns (reference, shift); see :func:`ref_ali2d`.
-Arrays in, arrays out. Imports nothing of ours but errors.
+A reference function takes (mask, center, average, frc) and returns (reference, shift), and may add the filter it
+used, for the log; see :func:`ref_ali2d`. Arrays in, arrays out. Imports average, geometry and errors only.
 """
 
+import functools
+import importlib
+import importlib.util
+import inspect
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
 from scipy.optimize import minimize
 
+from mrefali import average as averages
+from mrefali import geometry
 from mrefali.errors import InputError
+
+#: What ``center`` may be, and what it means.
+CENTERINGS = {
+    0: "none",
+    1: "phase centre of gravity",
+    -1: "mean shift of the class",
+    2: "correlation with the mask",
+    3: "correlation with the average's own rotational average",
+}
+
+#: A centring that is repeated ends when it moves by less, in px, or after so many rounds.
+CENTERED_PX, CENTERING_ROUNDS = 0.1, 20
 
 
 @dataclass(frozen=True)
@@ -94,14 +113,64 @@ def phase_center(image):
     return np.array([np.angle(image.sum(axis=axis) @ wave) * n / (2 * np.pi) for axis in (0, 1)])
 
 
+def find_center(image, mask, center):
+    """Centre (x, y) in px from the centre pixel that ``center`` asks for, see ``CENTERINGS``.
+
+    Those by correlation take the highest peak, moved to the vertex of a parabola along each axis, and repeat with
+    the image moved there until it moves by less than ``CENTERED_PX``.
+    """
+    if not np.isscalar(center):
+        return np.asarray(center, np.float64)
+    if center == 0:
+        return np.zeros(2)
+    if center == 1:
+        return phase_center(image)
+    target = {2: lambda moved: mask, 3: rotational_average}[center]
+    place = np.zeros(2)
+    for _ in range(CENTERING_ROUNDS):
+        moved = fourier_shift(image, -place)
+        step = correlation_peak(moved, target(moved))
+        place += step
+        if np.hypot(*step) < CENTERED_PX:
+            break
+    return place
+
+
+def correlation_peak(image, target):
+    """(x, y) px by which ``target`` must be moved to correlate best with ``image``; both (n, n), cyclic."""
+    n = image.shape[0]
+    ccf = scipy.fft.irfft2(scipy.fft.rfft2(image) * scipy.fft.rfft2(target).conj(), s=(n, n))
+    y, x = np.unravel_index(np.argmax(ccf), ccf.shape)
+    about = np.arange(-1, 2)
+    return np.array([_vertex(ccf[y, (x + about) % n], x, n), _vertex(ccf[(y + about) % n, x], y, n)])
+
+
+def _vertex(values, index, n):
+    """Place of the vertex of a parabola through three values about ``index``, between -n/2 and n/2."""
+    left, middle, right = values
+    curvature = left - 2 * middle + right
+    offset = 0.5 * (left - right) / curvature if curvature else 0.0
+    return (index + n // 2) % n - n // 2 + offset
+
+
+def rotational_average(image):
+    """``image`` (n, n) with each pixel the mean over its ring of one pixel's width about the centre pixel."""
+    d = np.arange(image.shape[0]) - image.shape[0] // 2
+    ring = np.rint(np.hypot(d[:, None], d)).astype(int)
+    return (np.bincount(ring.ravel(), image.ravel()) / np.bincount(ring.ravel()))[ring]
+
+
+# --- the functions
+
+
 def ref_ali2d(mask, center, average, frc):
     """The original's default: masked, low-passed by a filter fitted to the FRC, centred (SPEC section 5).
 
     Parameters
     ----------
     mask : (n, n) float
-    center : 0, 1 or (x, y)
-        0: leave it; 1: phase centre of gravity; a position in px from the centre pixel: as given.
+    center : int or (x, y)
+        One of ``CENTERINGS``, or a position in px from the centre pixel (what -1 comes to).
     average : (n, n) float64
     frc : (n_rings, 3) float64
         As :func:`mrefali.average.frc` gives it.
@@ -113,21 +182,105 @@ def ref_ali2d(mask, center, average, frc):
         x, y by which the average was moved.
     TanhFilter
     """
-    fitted = fit_filter(frc)
-    reference = low_pass((average - average[mask > 0.5].mean()) * mask, fitted)
-    if np.isscalar(center):
-        place = phase_center(reference) if center == 1 else np.zeros(2)
-    else:
-        place = np.asarray(center)
-    return (fourier_shift(reference, -place) if place.any() else reference), -place, fitted
+    return _prepare(mask, center, average, fit_filter(frc))
 
 
-#: What ``--function`` may name.
-FUNCTIONS = {"ref_ali2d": ref_ali2d}
+def ref_unfiltered(mask, center, average, frc):
+    """Masked and centred, without a filter; parameters and result as of :func:`ref_ali2d`."""
+    return _prepare(mask, center, average, None)
 
 
-def find_function(name):
-    """The reference function called ``name``."""
+def ref_lowpass(mask, center, average, frc, cutoff, falloff=0.2):
+    """Masked, low-passed with a fixed cutoff (1/px, 0 to 0.5) and relative falloff, centred."""
+    if not 0 < cutoff <= 0.5 or not 0 < falloff <= 2:
+        raise InputError(f"function=ref_lowpass,{cutoff:g},{falloff:g} is not allowed: give a cutoff above 0 to 0.5 in "
+                         "1/px, and a relative falloff above 0 to 2")
+    return _prepare(mask, center, average, TanhFilter(cutoff, falloff))
+
+
+def ref_symmetry(mask, center, average, frc, order):
+    """As :func:`ref_ali2d`, then averaged over the rotations of C_n about the centre; ``order`` is n, 1 or more."""
+    if not order >= 1 or order != int(order):
+        raise InputError(f"function=ref_symmetry,{order:g} is not allowed: give a whole number of at least 1")
+    reference, shift, fitted = ref_ali2d(mask, center, average, frc)
+    turns = geometry.make_poses(360.0 * np.arange(order) / order)
+    copies = np.repeat(reference.astype(np.float32)[None], int(order), axis=0)
+    return averages.transform(copies, turns).mean(axis=0, dtype=np.float64), shift, fitted
+
+
+def _prepare(mask, center, average, low_pass_filter):
+    reference = (average - average[mask > 0.5].mean()) * mask
+    if low_pass_filter is not None:
+        reference = low_pass(reference, low_pass_filter)
+    place = find_center(reference, mask, center)
+    return (fourier_shift(reference, -place) if place.any() else reference), -place, low_pass_filter
+
+
+#: What ``function`` may name; those with parameters take them after commas, as ``ref_lowpass,0.2``.
+FUNCTIONS = {f.__name__: f for f in (ref_ali2d, ref_unfiltered, ref_lowpass, ref_symmetry)}
+
+
+def find_function(text):
+    """The reference function that ``text`` names.
+
+    Parameters
+    ----------
+    text : str
+        ``NAME`` or ``NAME,NUMBER,...`` of ``FUNCTIONS``; ``path/to/file.py:name`` or ``module:name`` of one's own.
+
+    Returns
+    -------
+    callable
+        Of (mask, center, average, frc), see :func:`ref_ali2d`; its ``__name__`` is ``text``.
+    """
+    if ":" in text:
+        return _named(functools.partial(_load(text)), text)
+    name, *numbers = text.split(",")
     if name not in FUNCTIONS:
-        raise InputError(f"function={name} is not known: give one of {', '.join(FUNCTIONS)}")
-    return FUNCTIONS[name]
+        raise InputError(f"function={text} is not known: give one of {', '.join(FUNCTIONS)}, or file.py:name or "
+                         "module:name of your own")
+    needed = list(inspect.signature(FUNCTIONS[name]).parameters.values())[4:]
+    required = sum(p.default is p.empty for p in needed)
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = None
+    if values is None or not np.isfinite(values).all() or not required <= len(values) <= len(needed):
+        form = ",".join([name, *(p.name.upper() if p.default is p.empty else f"[{p.name.upper()}]" for p in needed)])
+        raise InputError(f"function={text} is not allowed: give {form}, with numbers")
+    if not values:
+        return FUNCTIONS[name]
+    function = functools.partial(FUNCTIONS[name], **dict(zip((p.name for p in needed), values, strict=False)))
+    _try_out(function)
+    return _named(function, text)
+
+
+def _try_out(function):
+    """Have a built-in function refuse its parameters now, on a small image, not after an iteration."""
+    n = 8
+    function(np.ones((n, n)), 0, np.arange(n * n, dtype=float).reshape(n, n), np.ones((n // 2 + 1, 3)))
+
+
+def _named(function, text):
+    function.__name__ = text
+    return function
+
+
+def _load(text):
+    """A function from a file or a module that the user names."""
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py"):
+        if not os.path.isfile(place):
+            raise FileNotFoundError(f"function={text}: there is no file {place}: give path/to/file.py:name")
+        spec = importlib.util.spec_from_file_location("mrefali_user_function", place)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise InputError(f"function={text}: {error}: give module:name or path/to/file.py:name") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise InputError(f"function={text}: {place} has no function {name}: give module:name or path/to/file.py:name")
+    return function

@@ -4,7 +4,6 @@ The loop reads like the method: transform the references, search every particle,
 references of the sums. There is one loop; a serial run has one rank.
 """
 
-import logging
 import random
 import time
 from dataclasses import dataclass
@@ -12,19 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from mrefali import average, geometry, reference
-from mrefali.search import Search, align, ring_spectra
-
-logger = logging.getLogger(__name__)
-
-#: A class with fewer particles has vanished.
-SMALLEST_CLASS = 4
+from mrefali import average, geometry
+from mrefali.classes import update_classes
+from mrefali.search import Alignments, Search, align, ring_spectra
 
 #: Iterations at most where ``maxit=0`` asks for auto-stop.
 AUTO_STOP_ITERATIONS = 10
-
-#: Pixels read and searched at a time, as bytes of float32.
-BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Settings:
     search : Search
     mask : (n, n) float32
     center : int
-        0 none, 1 phase centre of gravity, -1 mean shift of the class.
+        See ``reference.CENTERINGS``.
     maxit : int
         Iterations; 0 means at most ten, ended when the criterion falls.
     function : callable
@@ -44,6 +36,12 @@ class Settings:
     rand_seed : int
     largest : float
         Largest absolute pixel of the normalised particles.
+    snr : float
+        Of the Wiener term, used with CTF.
+    vanished : str
+        What replaces a class that vanished, see ``classes.VANISHED``.
+    center_limit : float or None, px
+        An average whose centre lies farther out is not moved.
     quiet : bool
     """
 
@@ -54,6 +52,9 @@ class Settings:
     function: object
     rand_seed: int
     largest: float
+    snr: float = 1.0
+    vanished: str = "random"
+    center_limit: float | None = None
     quiet: bool = False
 
     @property
@@ -65,38 +66,6 @@ class Settings:
     def core(self):
         """Where averages are measured: mask > 0.5, (n, n) bool (SPEC section 6)."""
         return self.mask > 0.5
-
-
-@dataclass(frozen=True)
-class ClassUpdate:
-    """What became of one class in one iteration.
-
-    Attributes
-    ----------
-    image : (n, n) float32
-        The new reference.
-    members : (count,) int64
-        Sorted indices of its particles; of a vanished class the particle drawn to replace it.
-    count : int
-    frc : (n_rings, 3) float64 or None
-        None for a class that vanished.
-    filter : TanhFilter or None
-        None for a class that vanished, or where the reference function names none.
-    shift : (2,) float64, px
-        By which the average was moved to centre it.
-    """
-
-    image: np.ndarray
-    members: np.ndarray
-    count: int
-    frc: np.ndarray | None = None
-    filter: reference.TanhFilter | None = None
-    shift: np.ndarray | None = None
-
-    @property
-    def vanished(self):
-        """Whether the class was replaced by a single particle."""
-        return self.frc is None
 
 
 @dataclass(frozen=True)
@@ -113,7 +82,7 @@ class Iteration:
     peak : (n_particles,) float64
     changed : (n_particles,) bool
         Whether the class is another than an iteration before; all of them in the first.
-    classes : list of ClassUpdate
+    classes : list of classes.ClassUpdate
     criterion : float
     seconds : float
     """
@@ -133,13 +102,12 @@ class Iteration:
         return np.stack([c.image for c in self.classes])
 
 
-def refine(stack, references, poses, settings, comm):
+def refine(particles, references, poses, settings, comm):
     """Run the refinement; yields an ``Iteration`` after each.
 
     Parameters
     ----------
-    stack
-        Anything with ``n_images``, ``read(start, stop)`` and ``read_at(indices)``, see :mod:`mrefali.io`.
+    particles : Particles
     references : (n_references, n, n) float32
     poses : (n_particles,) geometry.POSE
         Where the first search starts.
@@ -148,90 +116,44 @@ def refine(stack, references, poses, settings, comm):
         See :mod:`mrefali.parallel`.
     """
     rng = random.Random(settings.rand_seed)
-    start, stop = comm.share(stack.n_images)
-    poses, assign = poses[start:stop].copy(), np.full(stop - start, -1, np.int32)
+    start, stop = comm.share(particles.n_images)
+    poses, assign = poses[start:stop], np.full(stop - start, -1, np.int32)
     previous = -np.inf
     for number in range(settings.maxit or AUTO_STOP_ITERATIONS):
         began = time.perf_counter()
-        before = assign.copy()
-        assign, poses, peak, sums = _search_and_sum(stack, references, poses, start, settings, comm, number)
-        comm.sum_into(sums.sums)
-        everywhere = comm.gather(assign), comm.gather(poses)
+        found, sums = _search_and_sum(particles, references, poses, start, settings, comm, number)
+        sums.merge(comm)
+        everyone = Alignments(*(comm.gather(a) for a in (found.assign, found.poses, found.peak)))
         classes = comm.from_root(
-            update_classes(sums, *everywhere, stack, settings, rng) if comm.is_root else None)
-        poses = fold_in_centring(poses, assign, classes)
+            update_classes(sums, everyone, references, particles, settings, rng) if comm.is_root else None)
+        changed = comm.gather(found.assign != assign)
+        assign, poses = found.assign, fold_in_centring(found.poses, found.assign, classes)
         references = np.stack([c.image for c in classes])
         criterion = average.criterion(references, settings.core)
-        found = [comm.gather(a) for a in (assign, poses, peak, assign != before)]
-        yield Iteration(number, *found, classes, criterion, time.perf_counter() - began)
+        yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
+                        time.perf_counter() - began)
         if settings.maxit == 0 and criterion < previous:
             return
         previous = criterion
 
 
-def _search_and_sum(stack, references, poses, start, settings, comm, number):
+def _search_and_sum(particles, references, poses, start, settings, comm, number):
     """Search this rank's particles, the first of which is ``start``, and add each to its class."""
-    n_particles, box = len(poses), references.shape[1]
+    n = len(poses)
     spectra = ring_spectra(average.normalize_references(references, settings.inside), settings.search)
-    sums = average.ClassSums(len(references), box, stack.n_images, settings.largest)
-    assign, new_poses, peak = np.empty(n_particles, np.int32), np.empty_like(poses), np.empty(n_particles)
-    with tqdm(total=n_particles, desc=f"iteration {number}", unit=" particles", leave=False,
+    sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
+                             particles.ctf is not None)
+    found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
+    with tqdm(total=n, desc=f"iteration {number}", unit=" particles", leave=False,
               disable=None if comm.is_root and not settings.quiet else True) as progress:
-        for first, last in blocks(n_particles, box):
-            images = stack.read(start + first, start + last)
-            average.normalize_particles(images, settings.inside)
-            found = align(images, poses[first:last], spectra, settings.search)
-            sums.add(images, found.poses, found.assign, start + first)
-            assign[first:last], new_poses[first:last], peak[first:last] = found.assign, found.poses, found.peak
+        for first, last in particles.blocks(start, start + n):
+            block, mine = slice(first, last), slice(first - start, last - start)
+            images = particles.read(block)
+            aligned = align(images, poses[mine], spectra, settings.search)
+            sums.add(images, aligned.poses, aligned.assign, np.arange(first, last), particles.ctf_sq(block))
+            found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak
             progress.update(last - first)
-    return assign, new_poses, peak, sums
-
-
-def blocks(n_particles, box):
-    """First and one past the last particle of each block of ``BLOCK_BYTES``."""
-    size = max(1, BLOCK_BYTES // (4 * box * box))
-    return [(first, min(first + size, n_particles)) for first in range(0, n_particles, size)]
-
-
-def update_classes(sums, assign, poses, stack, settings, rng):
-    """New references of the class sums (SPEC section 5).
-
-    Parameters
-    ----------
-    sums : ClassSums
-    assign : (n_particles,) int32
-    poses : (n_particles,) geometry.POSE
-    stack
-        Where the particle that replaces a vanished class is read.
-    settings : Settings
-    rng : random.Random
-
-    Returns
-    -------
-    list of ClassUpdate
-    """
-    classes = []
-    order = np.argsort(assign, kind="stable")
-    ends = np.cumsum(np.bincount(assign, minlength=len(sums.sums)))
-    for k, members in enumerate(np.split(order, ends[:-1])):
-        if len(members) < SMALLEST_CLASS:
-            drawn = rng.randint(0, stack.n_images - 1)
-            image = stack.read_at([drawn])
-            average.normalize_particles(image, settings.inside)
-            classes.append(ClassUpdate(image[0], np.array([drawn]), len(members)))
-            continue
-        halves = sums.halves(k)
-        frc = average.frc(*halves)
-        center = _mean_shift(poses[members]) if settings.center == -1 else settings.center
-        image, shift, *fitted = settings.function(settings.mask, center, halves.sum(axis=0) / len(members), frc)
-        classes.append(ClassUpdate(image.astype(np.float32), members, len(members), frc, *(fitted or [None]), shift))
-    return classes
-
-
-def _mean_shift(poses):
-    """Mean (sx, sy) of a class, sx negated for its mirrored members (SPEC section 5, ``center=-1``)."""
-    sign = np.where(poses["mirror"] != 0, -1.0, 1.0)
-    return np.array([(sign * poses["sx"]).mean(), poses["sy"].mean()])
+    return found, sums
 
 
 def fold_in_centring(poses, assign, classes):

@@ -1,31 +1,28 @@
-"""The main job on files: check everything, run the refinement, write what it finds; and the same on arrays.
-
-Nothing is created before every check has passed, the pixels of the whole stack included.
-"""
+"""The main job on files: check everything, run the refinement, write what it finds; and the same on arrays."""
 
 import datetime
 import importlib.metadata
 import logging
 import math
-import os
 import platform
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
 import mrefali
-from mrefali import average, geometry, parallel, reference
-from mrefali.errors import InputError
+from mrefali import average, geometry, parallel
+from mrefali.checks import check_places_once, prepare, use_threads
 from mrefali.io import ArrayStack, open_stack
 from mrefali.outdir import OutputDirectory
-from mrefali.refine import AUTO_STOP_ITERATIONS, BLOCK_BYTES, Iteration, Settings, blocks, refine
-from mrefali.search import Search, ring_spectra
+from mrefali.particles import BLOCK_BYTES
+from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, refine
 from mrefali.search import align as search_particles
+from mrefali.search import ring_spectra
 
 logger = logging.getLogger(__name__)
+details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 #: Particles searched to estimate the time of a run.
 TIMED_PARTICLES = 32
@@ -33,7 +30,7 @@ TIMED_PARTICLES = 32
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
-               threads=0, quiet=False, check=False):
+               vanished="random", center_limit=None, threads=0, quiet=False, check=False):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -52,19 +49,25 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     xrng, yrng, step : float, px
         Half-ranges and step of the translation search.
     center : int
-        0 none, 1 phase centre of gravity, -1 mean shift of the class.
+        0 none, 1 phase centre of gravity, -1 mean shift of the class, 2 correlation with the mask, 3 correlation with
+        the average's own rotational average.
     maxit : int
         Iterations; 0 means at most ten, ended when the criterion falls.
     CTF : bool
-        Weight by the CTF in the headers.
+        Weight by the CTF in the headers ``ctf``; particles whose ``ctf_applied`` is 1 are multiplied by it already.
     snr : float
         Signal-to-noise ratio of the Wiener term.
     user_func_name : str
-        Reference function, see :mod:`mrefali.reference`.
+        Reference function, see :func:`mrefali.reference.find_function`.
     rand_seed : int
         Seed of the draws that replace vanished classes.
     MPI : bool
         Share the particles among MPI ranks.
+    vanished : str
+        What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
+        ``split`` the worse half of the largest class, ``keep`` the reference it had.
+    center_limit : float, optional, px
+        An average whose centre lies farther out is left where it is.
     threads : int
         Threads of this process; 0: all cores it may use.
     quiet : bool
@@ -79,11 +82,11 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     """
     options = dict(locals())
     comm = parallel.communicator(MPI)
-    with _threads(threads):
+    with use_threads(threads):
         particles = open_stack(stack)
-        job = _prepare(particles, open_stack(refim), maskfile, ir, ou, rs, xrng, yrng, step, center, maxit, CTF, snr,
-                       user_func_name, rand_seed, quiet, comm)
-        _check_places_once(particles, outdir, comm)
+        job = prepare(particles, open_stack(refim), maskfile, ir, ou, rs, xrng, yrng, step, center, maxit, CTF, snr,
+                       user_func_name, rand_seed, vanished, center_limit, quiet, comm)
+        check_places_once(particles, outdir, comm)
         if check:
             if comm.is_root:
                 _report_range(job)
@@ -93,7 +96,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
             with OutputDirectory(outdir, particles.pixel_size_A) as output:
                 _run_and_write(job, output, options, comm)
         else:
-            for _ in refine(job.stack, job.references, job.poses, job.settings, comm):
+            for _ in refine(job.particles, job.references, job.poses, job.settings, comm):
                 pass
 
 
@@ -130,7 +133,7 @@ class Aligned:
 
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
-          function="ref_ali2d", rand_seed=1000, threads=0, quiet=False):
+          function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, threads=0, quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -141,180 +144,18 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
         Where the search starts; identity if not given.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
-    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, threads, quiet
+    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, vanished, center_limit, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
     -------
     Aligned
     """
-    with _threads(threads):
-        job = _prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), mask, ir, ou, rs, xr, yr, ts,
-                       center, maxit, False, 1.0, function, rand_seed, quiet, parallel.SERIAL, poses)
-        return Aligned(list(refine(job.stack, job.references, job.poses, job.settings, parallel.SERIAL)))
-
-
-# --- what is checked
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A run that has passed every check."""
-
-    stack: object
-    references: np.ndarray
-    poses: np.ndarray
-    settings: Settings
-
-
-def _prepare(stack, references, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function, rand_seed, quiet, comm,
-             poses=None):
-    ir, ou, rs, center, maxit, rand_seed = (whole_number(name, value) for name, value in (
-        ("ir", ir), ("ou", ou), ("rs", rs), ("center", center), ("maxit", maxit), ("rand_seed", rand_seed)))
-    xr, yr, ts, snr = (real_number(name, value) for name, value in (
-        ("xr", xr), ("yr", yr), ("ts", ts), ("snr", snr)))
-    if center not in (-1, 0, 1):
-        raise InputError(f"center={center} is not allowed: give 0 (none), 1 (phase centre of gravity) or "
-                         "-1 (mean shift)")
-    if maxit < 0:
-        raise InputError(f"maxit={maxit} is not allowed: give a number of iterations, or 0 for at most "
-                         f"{AUTO_STOP_ITERATIONS} with auto-stop")
-    if not snr > 0:
-        raise InputError(f"snr={snr} is not allowed: give a signal-to-noise ratio above 0")
-    if CTF:
-        raise InputError("CTF=True is not available in this version: leave --CTF out")
-    _check_same_images(stack, references)
-    search = Search(stack.box, ir, geometry.default_outer_radius(stack.box) if ou == -1 else ou, rs, xr, yr, ts)
-    function = reference.find_function(function)
-    mask = _read_mask(mask, stack, search.outer_radius)
-    if poses is None:
-        poses = stack.poses() if hasattr(stack, "poses") else geometry.identity_poses(stack.n_images)
-    elif np.shape(poses) != (stack.n_images,):
-        raise InputError(f"poses has the shape {np.shape(poses)}: give one for each of the {stack.n_images} images")
-    images = references.read(0, references.n_images)
-    _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-    settings = Settings(search, mask, center, maxit, function, rand_seed, _scan_pixels(stack, mask != 0, comm), quiet)
-    return _Job(stack, images, poses, settings)
-
-
-def whole_number(name, value):
-    """``value`` as int; InputError if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InputError(f"{name}={value!r} is not allowed: give a whole number")
-    return int(value)
-
-
-def real_number(name, value):
-    """``value`` as float; InputError if it is none, or not finite."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise InputError(f"{name}={value!r} is not allowed: give a finite number")
-    return float(value)
-
-
-def _check_same_images(stack, references):
-    if references.box != stack.box:
-        raise InputError(f"{references.path}: references of {references.box} x {references.box} px, but the particles "
-                         f"of {stack.path} have {stack.box} x {stack.box}: give references of the same box")
-    sizes = [s.pixel_size_A for s in (stack, references)]
-    # EMAN2 writes 1.0 where it does not know
-    if all(size not in (None, 1.0) for size in sizes) and not math.isclose(*sizes, rel_tol=1e-3):
-        raise InputError(f"{references.path}: pixel size {sizes[1]:g} A, but the particles of {stack.path} have "
-                         f"{sizes[0]:g} A: scale the references, or correct apix_x, apix_y in one of the files")
-
-
-def _read_mask(mask, stack, outer_radius):
-    if mask is None:
-        return geometry.disc(stack.box, outer_radius).astype(np.float32)
-    if isinstance(mask, (str, os.PathLike)):
-        name, file = mask, open_stack(mask)
-        if file.n_images != 1:
-            raise InputError(f"{name}: {file.n_images} images: a mask is one")
-        mask = file.read(0, 1)[0]
-    else:
-        name, mask = "mask", np.array(mask, np.float32)
-    if mask.shape != (stack.box, stack.box):
-        raise InputError(f"{name}: a mask of {' x '.join(map(str, mask.shape))} px, but the particles have "
-                         f"{stack.box} x {stack.box}: give a mask of the same box")
-    if not np.isfinite(mask).all():
-        raise InputError(f"{name}: the mask has a NaN or infinite pixel: give numbers from 0 to 1")
-    if not (mask > 0.5).any():
-        raise InputError(f"{name}: no pixel of the mask is above 0.5 (largest {mask.max():g}): give a mask that is 1 "
-                         "where the particle is")
-    return mask
-
-
-def _scan_pixels(stack, inside, comm):
-    """Read the whole stack once; the largest absolute pixel after normalisation, over all ranks."""
-    start, stop = comm.share(stack.n_images)
-    largest, problem = 0.0, None
-    for first, last in blocks(stop - start, stack.box):
-        statistics = average.pixel_statistics(stack.read(start + first, start + last), inside)
-        try:
-            _check_pixels(statistics, stack.path, start + first)
-        except InputError as error:
-            problem = error
-            break
-        largest = max(largest, statistics.largest)
-    everyone = comm.all_values((largest, problem))
-    for _, problem in everyone:  # all ranks refuse together, for the first bad image of the stack
-        if problem is not None:
-            raise problem
-    return max(largest for largest, _ in everyone)
-
-
-def _check_pixels(statistics, path, first_index):
-    bad = np.flatnonzero(np.isnan(statistics.lowest))
-    if bad.size:
-        raise InputError(f"{path}: image {first_index + bad[0]} has a NaN or infinite pixel: remove or repair it")
-    scale = np.maximum(np.abs(statistics.lowest), np.abs(statistics.highest))
-    constant = np.flatnonzero(statistics.deviation <= 1e-7 * scale)  # what float32 cannot tell from constant
-    if constant.size:
-        raise InputError(f"{path}: image {first_index + constant[0]} is constant under the mask: remove it")
-
-
-def _check_places_once(stack, outdir, comm):
-    """Check at the root, and have all ranks refuse together.
-
-    The other ranks wait: they have read all they need for now, so none of them holds the lock that the check tries
-    for, and the root cannot make OUTDIR before they have seen that there was none.
-    """
-    problem = None
-    if comm.is_root:
-        try:
-            _check_places(stack, outdir)
-        except (InputError, OSError) as error:
-            problem = error
-    problem = comm.from_root(problem)
-    if problem is not None:
-        raise problem
-
-
-def _check_places(stack, outdir):
-    if os.path.lexists(outdir):
-        raise FileExistsError(f"{outdir}: the output directory exists already: give a new name, or remove it")
-    parent = os.path.dirname(os.path.abspath(outdir))
-    if not os.path.isdir(parent):
-        raise FileNotFoundError(f"{outdir}: its parent directory {parent} does not exist: make it first")
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{outdir}: no permission to write into {parent}: give a place you may write to")
-    stack.check_writable()
-
-
-@contextmanager
-def _threads(threads):
-    """Let numba use so many threads for a while."""
-    threads = whole_number("threads", threads)
-    allowed = min(numba.config.NUMBA_NUM_THREADS, len(os.sched_getaffinity(0)))
-    if not 0 <= threads <= allowed:
-        raise InputError(f"threads={threads} is not allowed: give 1 to {allowed} (the cores this process may use), "
-                         "or 0 for all of them")
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads or allowed)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+    with use_threads(threads):
+        job = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), mask, ir, ou, rs, xr, yr, ts,
+                       center, maxit, False, 1.0, function, rand_seed, vanished, center_limit, quiet, parallel.SERIAL,
+                       poses)
+        return Aligned(list(refine(job.particles, job.references, job.poses, job.settings, parallel.SERIAL)))
 
 
 # --- what is reported and written
@@ -324,17 +165,25 @@ def _run_and_write(job, output, options, comm):
     parameters = _describe(job, options, comm)
     output.write_parameters(parameters)
     for name, value in parameters.items():
-        logger.debug("%s: %s", name, value)
+        details.debug("%s: %s", name, value)
     _report_range(job)
+    obstacle = job.stack.write_back_obstacle()
+    if obstacle is not None:
+        logger.warning("the headers of %s cannot be written back: %s; poses and classes will go into %s",
+                       job.stack.path, obstacle, output.path)
     output.write_start(_present_classes(job.stack), job.poses)
     iterations = job.settings.maxit or AUTO_STOP_ITERATIONS
-    for iteration in refine(job.stack, job.references, job.poses, job.settings, comm):
+    for iteration in refine(job.particles, job.references, job.poses, job.settings, comm):
         output.write_iteration(iteration)
-        _report_iteration(iteration, iterations)
+        _report_iteration(iteration, iterations, job.settings)
     output.write_end(iteration)
-    job.stack.write_columns({"xform.align2d": geometry.to_matrices(iteration.poses), "assign": iteration.assign})
-    logger.info("done: averages and FRC curves in %s, xform.align2d and assign in the headers of %s",
-                output.path, job.stack.path)
+    matrices = geometry.to_matrices(iteration.poses)
+    if obstacle is None:
+        job.stack.write_columns({"xform.align2d": matrices, "assign": iteration.assign})
+        written = f"the headers of {job.stack.path}"
+    else:
+        written = output.write_poses_stack(job.stack, matrices, iteration.assign)
+    logger.info("done: averages and FRC curves in %s, xform.align2d and assign in %s", output.path, written)
 
 
 def _present_classes(stack):
@@ -380,7 +229,7 @@ def _report_range(job):
 def _report_estimates(job, comm):
     """Time a few particles, and add up the arrays."""
     search, n_particles = job.settings.search, job.stack.n_images
-    sample = job.stack.read(0, min(TIMED_PARTICLES, n_particles))
+    sample = job.particles.read(slice(0, min(TIMED_PARTICLES, n_particles)))
     spectra = ring_spectra(average.normalize_references(job.references, job.settings.inside), search)
     search_particles(sample, job.poses[:len(sample)], spectra, search)  # compiles
     began = time.perf_counter()
@@ -399,14 +248,21 @@ def _duration(seconds):
     return f"{seconds:.2g} s" if seconds < 99.5 else str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _report_iteration(iteration, iterations):
+def _report_iteration(iteration, iterations, settings):
     counts = np.array([c.count for c in iteration.classes])
     for k, c in enumerate(iteration.classes):
         if c.vanished:
-            logger.debug("class %d: vanished with %d particles; particle %d replaces it", k, c.count, c.members[0])
+            details.debug("class %d: vanished with %d particles%s", k, c.count,
+                         f"; particle {c.members[0]} replaces it" if settings.vanished == "random" else "")
         else:
             fitted = f"; filter cutoff {c.filter.cutoff:.3f}, fall-off {c.filter.falloff:.3f}" if c.filter else ""
-            logger.debug("class %d: %d particles%s; centre x %.3f, y %.3f", k, c.count, fitted, *-c.shift)
+            details.debug("class %d: %d particles%s; centre x %.3f, y %.3f", k, c.count, fitted, *-c.shift)
+    far = {k: float(np.hypot(*c.shift)) for k, c in enumerate(iteration.classes)
+           if c.shift is not None and np.hypot(*c.shift) > settings.search.outer_radius / 4}
+    if far:
+        logger.warning("iteration %d: the centres of classes %s lie beyond a quarter of the radius (farthest %.1f px), "
+                       "which a centring that fails looks like; center_limit leaves such an average where it is",
+                       iteration.number + 1, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
     logger.info("iteration %d/%d: criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed class; "
                 "%.2f s, %.0f particles/s", iteration.number + 1, iterations, iteration.criterion, counts.min(),

@@ -63,7 +63,7 @@ def test_the_largest_pixel_is_that_of_the_normalised_images():
 def test_particles_of_even_index_go_to_the_first_half_and_odd_ones_to_the_second():
     images = noise(5, 16, 16)
     sums = ClassSums(2, 16, 100, largest=10.0)
-    sums.add(images, identity_poses(5), np.array([0, 0, 1, 0, 0], np.int32), first_index=7)
+    sums.add(images, identity_poses(5), np.array([0, 0, 1, 0, 0], np.int32), 7 + np.arange(5))
     exact = images.astype(float)
     np.testing.assert_allclose(sums.halves(0), [exact[1] + exact[3], exact[0] + exact[4]], rtol=0, atol=1e-12)
     np.testing.assert_allclose(sums.halves(1), [np.zeros((16, 16)), exact[2]], rtol=0, atol=1e-12)
@@ -72,7 +72,7 @@ def test_particles_of_even_index_go_to_the_first_half_and_odd_ones_to_the_second
 def test_sums_are_of_the_moved_particles():
     images, poses = noise(4, 16, 16), make_poses([30.0, 200, 0, 90], [1.5, 0, -2, 0], 0.5, [0, 1, 1, 0])
     sums = ClassSums(1, 16, 4, largest=10.0)
-    sums.add(images, poses, np.zeros(4, np.int32), first_index=0)
+    sums.add(images, poses, np.zeros(4, np.int32), np.arange(4))
     moved = [naive.transform(image, pose) for image, pose in zip(images.astype(float), poses, strict=True)]
     np.testing.assert_allclose(sums.halves(0), [moved[0] + moved[2], moved[1] + moved[3]], rtol=0, atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_each_particle_adds_at_most_half_a_unit_of_error(n_particles, largest):
     images *= np.float32(largest) / np.abs(images).max()
     poses = make_poses(np.linspace(0, 300, n), 0.3, -0.7)
     sums = ClassSums(1, 16, n_particles, largest)
-    sums.add(images, poses, np.zeros(n, np.int32), first_index=0)
+    sums.add(images, poses, np.zeros(n, np.int32), np.arange(n))
     moved = transform(images, poses).astype(float)
     exact = np.array([moved[0::2].sum(axis=0), moved[1::2].sum(axis=0)])
     float64_rounding = n * np.finfo(float).eps * np.abs(exact).max()
@@ -121,10 +121,10 @@ def test_sums_are_equal_to_the_bit_however_the_stack_is_cut():
     images, assign = noise(12, 16, 16), np.arange(12, dtype=np.int32) % 3
     poses = make_poses(np.arange(12) * 20.0, 0.25, 1.5, np.arange(12) % 2)
     whole = ClassSums(3, 16, 12, 6.0)
-    whole.add(images, poses, assign, 0)
+    whole.add(images, poses, assign, np.arange(12))
     parts = ClassSums(3, 16, 12, 6.0)
     for start, stop in ((5, 12), (0, 1), (1, 5)):
-        parts.add(images[start:stop], poses[start:stop], assign[start:stop], start)
+        parts.add(images[start:stop], poses[start:stop], assign[start:stop], np.arange(start, stop))
     np.testing.assert_array_equal(parts.sums, whole.sums)
 
 

@@ -8,11 +8,13 @@ import pytest
 import small
 from conftest import JIT
 
-from mrefali import average, reference, refine
+from mrefali import average, particles, reference, refine
 from mrefali.average import ClassSums
+from mrefali.classes import ClassUpdate, update_classes
 from mrefali.geometry import compose, disc, identity_poses, make_poses
 from mrefali.parallel import SERIAL
-from mrefali.search import Search
+from mrefali.particles import Particles
+from mrefali.search import Alignments, Search
 
 BOX = small.BOX
 
@@ -21,7 +23,7 @@ class ArrayStack:
     """A stack in memory that gives out copies and counts what it is asked for."""
 
     def __init__(self, images):
-        self.images, self.n_images, self.blocks = images, len(images), []
+        self.images, self.n_images, self.box, self.blocks = images, len(images), images.shape[1], []
 
     def read(self, start, stop):
         self.blocks.append((start, stop))
@@ -45,7 +47,7 @@ def make_settings(images, **changes):
 
 
 def run(images, references, poses, settings):
-    return list(refine.refine(ArrayStack(images), references, poses, settings, SERIAL))
+    return list(refine.refine(Particles(ArrayStack(images), settings.inside), references, poses, settings, SERIAL))
 
 
 def soft_mask():
@@ -120,16 +122,23 @@ def test_vanished_classes_are_replaced_by_the_particles_of_the_slow_twin(seed):
 
 def sums_of(images, assign, n_classes):
     sums = ClassSums(n_classes, BOX, len(images), 10.0)
-    sums.add(images, identity_poses(len(images)), assign, 0)
+    sums.add(images, identity_poses(len(images)), assign, np.arange(len(images)))
     return sums
+
+
+def update(images, assign, n_classes, settings, poses=None, peak=None):
+    """The update of classes whose members, poses and peaks are given; the references are of zeros."""
+    n = len(images)
+    found = Alignments(assign, identity_poses(n) if poses is None else poses, np.zeros(n) if peak is None else peak)
+    return update_classes(sums_of(images, assign, n_classes), found, np.zeros((n_classes, BOX, BOX), np.float32),
+                          Particles(ArrayStack(images), settings.inside), settings, random.Random(1))
 
 
 @pytest.mark.parametrize(("count", "vanished"), [(0, True), (3, True), (4, False)])
 def test_a_class_vanishes_below_four_particles_and_keeps_its_true_count(count, vanished):
     images = small.particles()
     assign = np.where(np.arange(len(images)) < count, 1, 0).astype(np.int32)
-    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
-                                    ArrayStack(images), make_settings(images), random.Random(1))
+    updates = update(images, assign, 2, make_settings(images))
     assert (updates[1].vanished, updates[1].count) == (vanished, count)
     assert updates[1].members.size == (1 if vanished else count)
 
@@ -137,8 +146,7 @@ def test_a_class_vanishes_below_four_particles_and_keeps_its_true_count(count, v
 def test_members_are_sorted_indices():
     images = small.particles()
     assign = (np.arange(len(images)) * 7 % 2).astype(np.int32)
-    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
-                                    ArrayStack(images), make_settings(images), random.Random(1))
+    updates = update(images, assign, 2, make_settings(images))
     assert [c.members.tolist() for c in updates] == [np.flatnonzero(assign == k).tolist() for k in (0, 1)]
 
 
@@ -152,8 +160,7 @@ def test_the_reference_function_gets_the_mean_of_the_members_and_the_frc_of_the_
         return mean, np.zeros(2)
 
     settings = make_settings(images, function=keep, center=1)
-    updates = refine.update_classes(sums_of(images, assign, 2), assign, identity_poses(len(images)),
-                                    ArrayStack(images), settings, random.Random(1))
+    updates = update(images, assign, 2, settings)
     exact = images.astype(float)
     for k, (center, mean, frc) in enumerate(calls):
         mine = assign == k
@@ -179,14 +186,13 @@ def test_center_minus_1_passes_the_mean_shift_with_sx_of_mirrored_members_negate
         return mean, np.zeros(2)
 
     assign = np.zeros(n, np.int32)
-    refine.update_classes(sums_of(images, assign, 1), assign, poses, ArrayStack(images),
-                          make_settings(images, center=-1, function=keep), random.Random(1))
+    update(images, assign, 1, make_settings(images, center=-1, function=keep), poses)
     assert centres[0].tolist() == [-1.25, 0.5]  # a quarter of -2, three quarters of -1
 
 
 def test_the_centring_shift_is_the_last_thing_a_pose_does():
     poses = make_poses([30.0, 30, 75], 1, 2, [0, 1, 0])
-    classes = [refine.ClassUpdate(None, None, 2, shift=np.array([0.5, -2])), refine.ClassUpdate(None, None, 0)]
+    classes = [ClassUpdate(None, None, 2, shift=np.array([0.5, -2])), ClassUpdate(None, None, 0)]
     folded = refine.fold_in_centring(poses, np.array([0, 0, 1], np.int32), classes)
     assert folded[:2].tolist() == compose(poses[:2], make_poses(0, 0.5, -2)).tolist()
     assert folded[1]["sx"] == pytest.approx(0.5)  # -(1 - 0.5): a mirrored particle shifts the other way
@@ -269,9 +275,10 @@ def assert_same_bits(mine, other):
 def test_equal_bits_whatever_the_size_of_a_block(particles_a_block, monkeypatch):
     images, references, poses = small.particles(), small.references(), small.poses()
     whole = run(images, references, poses, make_settings(images))
-    monkeypatch.setattr(refine, "BLOCK_BYTES", particles_a_block * 4 * BOX * BOX)
+    monkeypatch.setattr(particles, "BLOCK_BYTES", particles_a_block * 4 * BOX * BOX)
     stack = ArrayStack(images)
-    cut = list(refine.refine(stack, references, poses, make_settings(images), SERIAL))
+    settings = make_settings(images)
+    cut = list(refine.refine(Particles(stack, settings.inside), references, poses, settings, SERIAL))
     assert max(stop - start for start, stop in stack.blocks) == particles_a_block
     for mine, other in zip(cut, whole, strict=True):
         assert_same_bits(mine, other)
@@ -283,8 +290,9 @@ def test_equal_bits_whatever_the_size_of_a_block(particles_a_block, monkeypatch)
     (0, 1, []),
 ])
 def test_blocks_cover_all_particles_once(n_particles, block_bytes, expected, monkeypatch):
-    monkeypatch.setattr(refine, "BLOCK_BYTES", block_bytes)
-    assert refine.blocks(n_particles, 16) == expected
+    monkeypatch.setattr(particles, "BLOCK_BYTES", block_bytes)
+    of_stack = Particles(ArrayStack(np.zeros((n_particles, 16, 16), np.float32)), np.ones((16, 16), bool))
+    assert of_stack.blocks(0, n_particles) == expected
 
 
 class Rank(type(SERIAL)):
@@ -298,17 +306,20 @@ class Rank(type(SERIAL)):
 def test_the_shares_of_any_number_of_ranks_add_up_to_the_bits_of_one(size):
     images, references, poses = small.particles(), small.references(), small.poses()
     settings = make_settings(images)
-    whole = refine._search_and_sum(ArrayStack(images), references, poses, 0, settings, SERIAL, 0)
-    parts = []
+    of_stack = Particles(ArrayStack(images), settings.inside)
+    whole, whole_sums = refine._search_and_sum(of_stack, references, poses, 0, settings, SERIAL, 0)
+    parts, sums = [], []
     for rank in range(size):
         comm = Rank(rank, size)
         start, stop = comm.share(len(images))
-        parts.append(refine._search_and_sum(
-            ArrayStack(images), references, poses[start:stop], start, settings, comm, 0))
-    for i in range(3):
-        assert np.concatenate([part[i] for part in parts]).tobytes() == whole[i].tobytes()
-    np.testing.assert_array_equal(sum(part[3].sums for part in parts), whole[3].sums)
-    assert {part[3].unit for part in parts} == {whole[3].unit}
+        found, summed = refine._search_and_sum(of_stack, references, poses[start:stop], start, settings, comm, 0)
+        parts.append(found)
+        sums.append(summed)
+    for name in ("assign", "poses", "peak"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        assert joined.tobytes() == getattr(whole, name).tobytes()
+    np.testing.assert_array_equal(sum(part.sums for part in sums), whole_sums.sums)
+    assert {part.unit for part in sums} == {whole_sums.unit}
 
 
 @pytest.mark.jit_only

@@ -352,8 +352,8 @@ def test_threads_that_are_not_there_are_refused(files, threads):
 def test_a_range_that_ou_cuts_is_said_with_the_ou_that_would_not(files, capsys):
     assert cli.main(["mref_ali2d", *files, "--ou=8", "--xr=3", "--yr=1", "--maxit=1"]) == 0
     out, err = capsys.readouterr()
-    assert re.fullmatch("mrefali: warning: xr=3 is cut to 1 .* ou=8 .* 20-pixel image.* ou=6 would leave it whole\n",
-                        err)
+    assert re.match("mrefali: warning: xr=3 is cut to 1 .* ou=8 .* 20-pixel image.* ou=6 would leave it whole\n", err)
+    assert err.count("is cut to") == 1
     assert "search for a centred particle: x -1 to 1 px, y -1 to 1 px" in out
     assert "xr=3 is cut to 1" in (Path(files[2]) / "mrefali.log").read_text()
 
@@ -361,7 +361,7 @@ def test_a_range_that_ou_cuts_is_said_with_the_ou_that_would_not(files, capsys):
 def test_the_ou_that_is_advised_leaves_the_range_whole(files, capsys):
     assert cli.main(["mref_ali2d", *files, "--ou=6", "--xr=3", "--yr=1", "--maxit=1"]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert "is cut to" not in err
     assert "x -3 to 3 px" in out
 
 
