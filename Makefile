@@ -1,0 +1,63 @@
+# Everything runs in .venv, which the first target that needs it sets up: demo with what a user installs,
+# the others with what a developer needs. Only make, Python 3.11 or later and its venv module are asked for.
+
+PYTHON ?= python3
+BIN := .venv/bin
+USER := .venv/installed-for-users
+DEVELOPER := .venv/installed-for-developers
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all unjitted coverage check bench notebooks picture clean ci
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(USER)  ## simulate particles, align them, compare with the truth; results in demo/
+	rm -rf demo
+	$(BIN)/mrefali demo demo
+
+test: $(DEVELOPER)  ## the tests, without the long ones
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(DEVELOPER)  ## every test
+	$(BIN)/pytest
+
+unjitted: $(DEVELOPER)  ## the tests with the kernels as plain Python
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -m "not slow and not jit_only"
+
+coverage: $(DEVELOPER)  ## lines reached by the tests; unjitted, for compiled ones cannot be counted
+	NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -m "not slow and not jit_only"
+	$(BIN)/coverage report
+
+check: $(DEVELOPER)  ## style, and which module may import which
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+bench: $(DEVELOPER)  ## time of the search beside the original's, and of the start
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/start.py
+
+notebooks: $(DEVELOPER)  ## run the notebooks from a clean kernel, keep their outputs
+	$(BIN)/python notebooks/execute.py
+
+picture: $(DEVELOPER)  ## make the README's picture anew
+	$(BIN)/python docs/make_picture.py
+
+clean:  ## remove what was made, but not .venv
+	rm -rf demo build dist htmlcov .coverage .benchmarks .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find mrefali tests benchmarks notebooks docs -name __pycache__ -prune -exec rm -rf {} +
+
+ci: check test unjitted notebooks  ## all that must pass
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(USER): setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(DEVELOPER): setup.cfg pyproject.toml | $(BIN)/python
+	# the Berkeley DB binding, which writes bdb headers back, is compiled
+	test -e /usr/include/db.h || (apt-get update -q && apt-get install -qy --no-install-recommends libdb-dev gcc python3-dev)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(USER)
