@@ -36,6 +36,16 @@ Shifts = namedtuple("Shifts", [
     "nx", "ny",  # shifts of one grid, per axis
 ])
 
+#: The references (built by ``search.py``).
+References = namedtuple("References", [
+    "packed",  # (n_references, 2 * rows) float32: weighted ring spectra, see _correlate
+    "constants",  # (n_references,) float64: what an image of ones adds at frequency 0
+    "kept",  # (n_freq,) int64: rows of each frequency, outermost rings first, that a first look takes
+    "n_kept",  # frequencies with such rows
+    "lost",  # (n_references,) float64: bound on what the other rows add to any peak; all 0 if all are kept
+    "scale",  # float: what the references were divided by
+])
+
 #: What the search found, one entry a particle.
 Found = namedtuple("Found", [
     "peak",  # float64: height of the correlation
@@ -47,7 +57,7 @@ Found = namedtuple("Found", [
 
 #: Buffers of one thread.
 Scratch = namedtuple("Scratch", ["strips", "base", "below", "u", "v", "a", "b", "spectra", "ring_moments", "moments",
-                                 "largest"])
+                                 "largest", "bounds", "exact"])
 
 
 # --- FFT across lanes: element e of a buffer is 2 * LANES floats, real parts, then imaginary parts
@@ -284,16 +294,30 @@ def _sample_16(pixels, column, base, below, u, v, lane, out):
             target[i] = w00 * pixels[a + i] + w01 * pixels[b + i] + w10 * pixels[c + i] + w11 * pixels[d + i]
 
 
+@njit(cache=True)
+def _merge_lanes(source, first_lane, out):
+    """Lanes 0, 1, ... of ``source`` into the lanes from ``first_lane`` on of ``out`` (samples, LANES).
+
+    ``source`` is flat and begins LANES before its first row, so that no index falls below 0.
+    """
+    n_lanes = np.uint64(out.shape[1])
+    for s in range(out.shape[0]):
+        row = np.uint64((s + 1) * LANES) - first_lane
+        target = out[s]
+        for i in range(n_lanes):
+            target[i] = source[row + i] if i >= first_lane else target[i]
+
+
 @njit(fastmath=True, cache=True)
-def _sample_few(pixels, column, base, below, u, v, n_shifts, first_lane, out):
-    """The same for all shifts of a particle that has only a few: they fill the lanes from ``first_lane`` on."""
+def _sample_few(pixels, column, base, below, u, v, shift, first_lane, stop_lane, out):
+    """Shifts from ``shift`` on into the lanes from ``first_lane`` to ``stop_lane``, where they are only a few."""
     one = np.float32(1.0)
     for s in range(base.size):
         w11 = u[s] * v[s]
         w10, w01 = v[s] - w11, u[s] - w11
         w00 = one - u[s] - w10
-        a, b = base[s], below[s]
-        for i in range(np.uint64(n_shifts)):
+        a, b = base[s] + shift, below[s] + shift
+        for i in range(stop_lane - first_lane):
             out[s, first_lane + i] = (w00 * pixels[a + i] + w01 * pixels[a + column + i]
                                       + w10 * pixels[b + i] + w11 * pixels[b + column + i])
 
@@ -349,18 +373,19 @@ def _store_spectrum(z, length, ring, rings, spectra):
 
 
 @njit(fastmath=True, cache=True)
-def _correlate(reference, spectra, first_row, z):
+def _correlate(reference, spectra, first_row, n_rows, n_freq, z):
     """Spectrum of q + i t, the straight and the mirrored correlation with one reference, reversed in frequency.
 
     ``reference`` holds, for each frequency and each UNROLL rings, their real parts and their imaginary parts.
-    Reversed, so that a forward FFT of z is the inverse one (equations of SPEC section 4).
+    Reversed, so that a forward FFT of z is the inverse one (equations of SPEC section 4). Of frequency k the first
+    ``n_rows[k]`` rows count, and no frequency from ``n_freq`` on.
     """
-    n_freq = first_row.size - 1
-    length = 2 * (n_freq - 1)
+    length = 2 * (first_row.size - 2)
     products = np.zeros(4 * LANES, np.float32)
+    z[2 * LANES * n_freq:2 * LANES * (length - n_freq + 1)] = 0.0
     for k in range(n_freq):
         products[:] = 0.0
-        for row in range(first_row[k], first_row[k + 1], UNROLL):
+        for row in range(first_row[k], first_row[k] + n_rows[k], UNROLL):
             c = reference[2 * row:2 * row + 2 * UNROLL]
             d = spectra[2 * LANES * row:2 * LANES * (row + UNROLL)]
             for i in range(2 * LANES):
@@ -399,7 +424,7 @@ def refine_angle(z, column, length, largest):
     The parabola is the least-squares fit to the seven samples about it; a flat one moves nothing.
     """
     index = length - 1
-    while z[2 * LANES * index + column] != largest:
+    while index > 0 and z[2 * LANES * index + column] != largest:
         index -= 1
     slope, curvature = 0.0, 0.0
     for i in range(-3, 4):
@@ -413,7 +438,7 @@ def refine_angle(z, column, length, largest):
 
 
 @njit(cache=True)
-def _new_scratch(n, n_slots, rings, shifts):
+def _new_scratch(n, n_slots, n_references, rings, shifts):
     """Buffers of one thread."""
     longest = rings.lengths.max()
     n_samples = rings.x.size
@@ -429,31 +454,53 @@ def _new_scratch(n, n_slots, rings, shifts):
         np.zeros((2, LANES), np.float32),
         np.zeros((2, LANES)),
         np.zeros(2 * LANES, np.float32),
+        np.zeros((n_references, LANES)),
+        np.zeros(n_references, np.bool_),
     )
 
 
 @njit(cache=True)
-def _fill_block(lane, rings, shifts, scratch):
-    """Ring spectra and moments of one block: LANES shifts of one particle, or all shifts of several."""
+def particles_together(n_shifts):
+    """How many particles share their blocks of lanes, so that not more than one lane in fifteen is idle."""
+    for n_slots in range(1, LANES):
+        idle = -n_slots * n_shifts % LANES
+        if 15 * idle <= n_slots * n_shifts + idle:
+            return n_slots
+    return LANES
+
+
+@njit(cache=True)
+def _fill_block(block, rings, shifts, scratch):
+    """Ring spectra and moments of one block of LANES (particle, shift) pairs."""
     n_slots, columns = scratch.strips.shape[:2]
     n_shifts = shifts.nx * shifts.ny
     pixels = scratch.strips.reshape((n_slots, -1))
     column = np.uint64(pixels.shape[1] // columns)
+    first_slot = block * LANES // n_shifts
+    stop_slot = min(n_slots, -(-(block + 1) * LANES // n_shifts))
     scratch.moments[:] = 0.0
     start = 0
     for ring in range(rings.lengths.size):
         length = rings.lengths[ring]
         stop = start + length
         samples = scratch.a[:LANES * length].reshape((length, LANES))
-        if n_shifts < LANES:
-            samples[:] = 0.0  # lanes that no shift fills must hold numbers
-        for slot in range(n_slots):
+        if stop_slot == n_slots:
+            samples[:] = 0.0  # lanes after the last particle must hold numbers
+        for slot in range(first_slot, stop_slot):
             base, below = scratch.base[slot, start:stop], scratch.below[slot, start:stop]
             u, v = scratch.u[slot, start:stop], scratch.v[slot, start:stop]
-            if n_shifts < LANES:
-                _sample_few(pixels[slot], column, base, below, u, v, n_shifts, np.uint64(slot * n_shifts), samples)
+            lane = max(0, slot * n_shifts - block * LANES)
+            shift = np.uint64(max(0, block * LANES - slot * n_shifts))
+            stop_lane = min(LANES, (slot + 1) * n_shifts - block * LANES)
+            if stop_lane - lane < LANES // 2:
+                _sample_few(pixels[slot], column, base, below, u, v, shift, np.uint64(lane), np.uint64(stop_lane),
+                            samples)
+            elif lane == 0:
+                _sample_16(pixels[slot], column, base, below, u, v, shift, samples)
             else:
-                _sample_16(pixels[slot], column, base, below, u, v, np.uint64(lane), samples)
+                apart = scratch.b[LANES:LANES * (length + 1)].reshape((length, LANES))
+                _sample_16(pixels[slot], column, base, below, u, v, shift, apart)
+                _merge_lanes(scratch.b, np.uint64(lane), samples)
         _add_moments(scratch.a, length, rings.weights[ring], scratch.ring_moments, scratch.moments)
         z = fft_lanes(scratch.a, scratch.b, length // 2, rings)
         _store_spectrum(z, length, ring, rings, scratch.spectra)
@@ -461,10 +508,22 @@ def _fill_block(lane, rings, shifts, scratch):
 
 
 @njit(cache=True)
-def _search_group(slots, images, centres, first, count, references, constants, rings, shifts, scratch, found):
+def _peaks(k, references, n_rows, n_freq, total_weight, rings, scratch):
+    """Correlation of a block with reference k at all angles; its largest values go into ``scratch.largest``."""
+    longest = rings.lengths[0]
+    _correlate(references.packed[k], scratch.spectra, rings.first_row, n_rows, n_freq, scratch.a)
+    for i in range(LANES):  # the particle's mean, which only frequency 0 meets
+        offset = 2.0 * scratch.moments[0, i] / total_weight * references.constants[k]
+        scratch.a[i] -= offset
+        scratch.a[LANES + i] -= offset
+    z = fft_lanes(scratch.a, scratch.b, longest, rings)
+    _largest(z, longest, scratch.largest)
+    return z
+
+
+@njit(cache=True)
+def _search_group(slots, images, centres, first, count, references, rings, shifts, scratch, found):
     """Best reference, shift, angle and mirror of each particle in ``slots``, into ``found``."""
-    longest = rings.lengths.max()
-    total_weight = (rings.weights * rings.lengths).sum()
     n_shifts = shifts.nx * shifts.ny
     for slot in range(slots.size):
         spread_shifts(images[slots[slot]], shifts, scratch.strips[slot])
@@ -478,27 +537,68 @@ def _search_group(slots, images, centres, first, count, references, constants, r
             locate_samples(rings, shifts, images.shape[1], centres[p, 0] + ix * shifts.step,
                            centres[p, 1] + iy * shifts.step,
                            scratch.base[slot], scratch.below[slot], scratch.u[slot], scratch.v[slot])
-        for lane in range(0, n_shifts, LANES):
-            _fill_block(lane, rings, shifts, scratch)
-            for k in range(references.shape[0]):
-                _correlate(references[k], scratch.spectra, rings.first_row, scratch.a)
-                for i in range(LANES):  # the particle's mean, which only frequency 0 meets
-                    offset = 2.0 * scratch.moments[0, i] / total_weight * constants[k]
-                    scratch.a[i] -= offset
-                    scratch.a[LANES + i] -= offset
-                z = fft_lanes(scratch.a, scratch.b, longest, rings)
-                _largest(z, longest, scratch.largest)
-                for i in range(min(LANES, slots.size * n_shifts - lane)):
-                    slot, shift = (0, lane + i) if n_shifts >= LANES else (i // n_shifts, i % n_shifts)
-                    ix = part_x + shifts.parts * (shift % shifts.nx)
-                    iy = part_y + shifts.parts * (shift // shifts.nx)
-                    p = slots[slot]
-                    if ix < count[p, 0] and iy < count[p, 1]:
-                        mean = scratch.moments[0, i] / total_weight
-                        variance = scratch.moments[1, i] / total_weight - mean * mean
-                        scale = 0.5 / (longest * np.sqrt(variance)) if variance > 0.0 else 0.0
-                        _keep_better(z, i, longest, scratch.largest, scale, p, k, first[p, 0] + ix,
-                                     first[p, 1] + iy, found)
+        for block in range(-(-slots.size * n_shifts // LANES)):
+            _fill_block(block, rings, shifts, scratch)
+            _search_block(block, part_x, part_y, slots, first, count, references, rings, shifts, scratch, found)
+
+
+@njit(cache=True)
+def _search_block(block, part_x, part_y, slots, first, count, references, rings, shifts, scratch, found):
+    """Compare a block of lanes with all references.
+
+    A first look takes only the rows in which the references have something (``References.kept``). What the others
+    can add to a peak is bounded (Cauchy and Schwarz), so a reference is looked at in full where a lane might still
+    exceed the best peak its particle has, the most promising first; the result is that of looking at all in full.
+    """
+    n_references = references.constants.size
+    n_shifts = shifts.nx * shifts.ny
+    total_weight = (rings.weights * rings.lengths).sum()
+    all_rows = rings.first_row[1:] - rings.first_row[:-1]
+    n_lanes = min(LANES, slots.size * n_shifts - block * LANES)
+    lanes = np.zeros((LANES, 3), np.int64)  # particle (-1: a shift beyond its range), ix, iy
+    scale = np.zeros(LANES)
+    for i in range(n_lanes):
+        p, shift = slots[(block * LANES + i) // n_shifts], (block * LANES + i) % n_shifts
+        ix, iy = part_x + shifts.parts * (shift % shifts.nx), part_y + shifts.parts * (shift // shifts.nx)
+        lanes[i, 0] = p if ix < count[p, 0] and iy < count[p, 1] else -1
+        lanes[i, 1], lanes[i, 2] = first[p, 0] + ix, first[p, 1] + iy
+        mean = scratch.moments[0, i] / total_weight
+        variance = scratch.moments[1, i] / total_weight - mean * mean
+        scale[i] = 0.5 / (rings.lengths[0] * np.sqrt(variance)) if variance > 0.0 else 0.0
+    if references.n_kept < references.kept.size:
+        for k in range(n_references):
+            _peaks(k, references, references.kept, references.n_kept, total_weight, rings, scratch)
+            for i in range(n_lanes):
+                peak = max(scratch.largest[i], scratch.largest[LANES + i])
+                scratch.bounds[k, i] = scale[i] * peak + references.lost[k]
+    else:
+        scratch.bounds[:] = np.inf
+    scratch.exact[:] = False
+    while True:
+        k = _most_promising(scratch.bounds, scratch.exact, lanes, n_lanes, found)
+        if k < 0:
+            return
+        scratch.exact[k] = True
+        z = _peaks(k, references, all_rows, all_rows.size, total_weight, rings, scratch)
+        for i in range(n_lanes):
+            if lanes[i, 0] >= 0:
+                _keep_better(z, i, rings.lengths[0], scratch.largest, scale[i], lanes[i, 0], k, lanes[i, 1],
+                             lanes[i, 2], found)
+
+
+@njit(cache=True)
+def _most_promising(bounds, exact, lanes, n_lanes, found):
+    """The reference not yet looked at in full that may exceed a particle's best peak by most; -1 if none may."""
+    best, margin = -1, 0.0
+    for k in range(bounds.shape[0]):
+        if not exact[k]:
+            for i in range(n_lanes):
+                p = lanes[i, 0]
+                if p >= 0 and bounds[k, i] >= found.peak[p]:
+                    excess = bounds[k, i] - max(found.peak[p], 0.0)
+                    if best < 0 or excess > margin:
+                        best, margin = k, excess
+    return best
 
 
 @njit(cache=True)
@@ -517,7 +617,7 @@ def _keep_better(z, lane, length, largest, scale, p, k, ix, iy, found):
 
 
 @njit(parallel=True, cache=True)
-def search(images, centres, first, count, references, constants, rings, shifts, n_chunks, found):
+def search(images, centres, first, count, references, rings, shifts, n_chunks, found):
     """Multi-reference search of all particles (SPEC section 4), each by itself, in parallel.
 
     Parameters
@@ -527,25 +627,22 @@ def search(images, centres, first, count, references, constants, rings, shifts, 
         x, y of the point the rings are sampled about at shift 0.
     first, count : (n_particles, 2) int64
         First shift index and number of shifts in x and y; ``step`` times the index is the shift in px.
-    references : (n_references, 2 * rows) float32
-        Weighted ring spectra, see :func:`_correlate`.
-    constants : (n_references,) float64
-        What the correlation with an image of ones adds at frequency 0.
+    references : References
     n_chunks : int
         Pieces for the threads to share.
     found : Found
         Filled in.
     """
     n_particles = images.shape[0]
-    n_slots = max(1, LANES // (shifts.nx * shifts.ny))
+    n_slots = particles_together(shifts.nx * shifts.ny)
     n_groups = -(-n_particles // n_slots)
     for chunk in prange(n_chunks):
-        scratch = _new_scratch(images.shape[1], n_slots, rings, shifts)
+        scratch = _new_scratch(images.shape[1], n_slots, references.constants.size, rings, shifts)
         slots = np.empty(n_slots, np.int64)
         for group in range(chunk * n_groups // n_chunks, (chunk + 1) * n_groups // n_chunks):
             for slot in range(n_slots):
                 slots[slot] = min(group * n_slots + slot, n_particles - 1)
-            _search_group(slots, images, centres, first, count, references, constants, rings, shifts, scratch, found)
+            _search_group(slots, images, centres, first, count, references, rings, shifts, scratch, found)
 
 
 # --- pixels

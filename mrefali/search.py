@@ -1,6 +1,6 @@
 """References to ring spectra; images, poses and spectra to alignments (SPEC sections 3, 4 and 6).
 
-Arrays in, arrays out: this module knows no file and no rank. Imports geometry and kernels only.
+Arrays in, arrays out: this module knows no file and no rank. Imports geometry, kernels and errors only.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,10 @@ import scipy.fft
 
 from mrefali import geometry, kernels
 from mrefali.errors import InputError
+
+#: A first look at a reference takes the angular frequencies of each ring up to one of these, in 1/px, that leaves out
+#: no more than such a share of its amplitude.
+FIRST_LOOK_FREQUENCIES, LOST_SHARE = (0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4), 0.02
 
 #: Smallest translation step in px: a finer one tells nothing more, and would be searched for years.
 SMALLEST_STEP = 0.01
@@ -64,13 +68,18 @@ class Search:
     def shifts(self):
         """The translations of ``kernels.Shifts``; a step of p/q px is q x q grids of strides of p px."""
         widest = self.box - 2 * self.outer_radius - 2  # left and right limits together, whatever the centre
-        nx, ny = (min(2 * int(half / self.shift_step), int(widest / self.shift_step + 1e-9)) + 1
+        nx, ny = (min(2 * whole_steps(min(half, widest), self.shift_step), whole_steps(widest, self.shift_step)) + 1
                   for half in (self.xr, self.yr))
         step = Fraction(self.shift_step).limit_denominator(1000)
         whole = abs(step - Fraction(self.shift_step)) < 1e-9 and step.denominator <= max(nx, ny)
         # of any other step every grid is a single shift, and its stride is never used
         parts, stride = (step.denominator, min(step.numerator, self.box)) if whole else (max(nx, ny), 1)
         return kernels.Shifts(float(self.shift_step), stride, parts, -(-nx // parts), -(-ny // parts))
+
+
+def whole_steps(distance, step):
+    """How many whole steps fit into a distance of at least 0; 0.3 holds three of 0.1, whatever the division says."""
+    return np.floor(np.asarray(distance) / step + 1e-6).astype(np.int64)
 
 
 def _fft_twiddles(longest):
@@ -86,22 +95,6 @@ def _fft_twiddles(longest):
     return np.concatenate(tables).astype(np.float32), first
 
 
-@dataclass(frozen=True)
-class RingSpectra:
-    """References, ready to be searched.
-
-    Attributes
-    ----------
-    packed : (n_references, 2 * rows) float32
-        For each angular frequency and each ``UNROLL`` rings, their real and their imaginary parts.
-    constants : (n_references,) float64
-        Correlation with an image of ones, frequency 0.
-    """
-
-    packed: np.ndarray
-    constants: np.ndarray
-
-
 def ring_spectra(references, search):
     """Weighted ring spectra of references (SPEC section 4).
 
@@ -113,12 +106,14 @@ def ring_spectra(references, search):
 
     Returns
     -------
-    RingSpectra
+    kernels.References
     """
     rings = search.rings
     centre = references.shape[1] // 2
     longest = rings.lengths[0]
-    samples = _bilinear(references, centre + rings.x, centre + rings.y)
+    # a power of two changes no bit of the result, and keeps products of any references within float32
+    scale = 2.0 ** np.frexp(np.abs(references).max())[1]
+    samples = _bilinear(references / scale, centre + rings.x, centre + rings.y)
     unpacked = np.zeros((len(references), rings.first_row[-1]), np.complex128)
     constants = np.zeros(len(references))
     starts = np.concatenate([[0], np.cumsum(rings.lengths)])
@@ -130,7 +125,48 @@ def ring_spectra(references, search):
         constants += spectrum[:, 0].real * length
     blocks = unpacked.reshape(len(references), -1, kernels.UNROLL)
     packed = np.stack([blocks.real, blocks.imag], axis=2).astype(np.float32)
-    return RingSpectra(packed.reshape(len(references), -1), constants)
+    return kernels.References(packed.reshape(len(references), -1), constants, *_first_look(unpacked, rings), scale)
+
+
+def _first_look(spectra, rings):
+    """Rows in which the references have most of their power, and a bound on what the others add to a peak.
+
+    Of each ring the frequencies up to 2 pi r f are kept, f being the smallest that leaves ``LOST_SHARE`` of every
+    reference. A particle's samples have mean 0 and deviation 1, so by Cauchy and Schwarz what is left out adds at
+    most sqrt(sum |C|^2 L / w) sqrt(sum w) / Lmax, w being the weight of a sample.
+
+    Parameters
+    ----------
+    spectra : (n_references, rows) complex
+        Weighted ring spectra.
+    rings : kernels.Rings
+
+    Returns
+    -------
+    kept : (n_freq,) int64
+    n_kept : int
+    lost : (n_references,) float64
+    """
+    n_freq, longest = len(rings.first_row) - 1, rings.lengths[0]
+    frequency = np.repeat(np.arange(n_freq), np.diff(rings.first_row))
+    ring = np.arange(len(frequency)) - rings.first_row[frequency]  # of a padding row a ring that has not the frequency
+    ring = np.minimum(ring, len(rings.lengths) - 1)
+    length, weight = rings.lengths[ring], rings.weights[ring]
+    # frequencies 0 and Lmax / 2 count once and all others twice; at its own L / 2 a shorter ring has half its weight
+    times = np.where(frequency == 0, 1, np.where(2 * frequency < length, 2, np.where(length < longest, 4, 1)))
+    power = times * np.abs(spectra) ** 2 * length / weight
+    total = power.sum(axis=1)
+    for f in FIRST_LOOK_FREQUENCIES:
+        wanted = frequency <= weight * length * f  # weight * length = 2 pi r
+        rows = np.bincount(frequency[wanted & (power.max(axis=0) > 0)], minlength=n_freq)
+        kept = -(-rows // kernels.UNROLL) * kernels.UNROLL
+        left_out = np.where(np.arange(len(frequency)) - rings.first_row[frequency] >= kept[frequency], power, 0.0)
+        lost = left_out.sum(axis=1)
+        if (lost <= LOST_SHARE**2 * total).all():
+            bound = np.sqrt(lost * (rings.weights * rings.lengths).sum()) / longest
+            rounding = 1e-5 * np.sqrt(total * (rings.weights * rings.lengths).sum()) / longest
+            return kept, int(np.flatnonzero(kept)[-1]) + 1, bound + rounding
+    return np.diff(rings.first_row), n_freq, np.zeros(len(spectra))
 
 
 def _bilinear(images, x, y):
@@ -177,7 +213,7 @@ def start_centres(poses, search):
     return h
 
 
-def align(images, poses, spectra, search):
+def align(images, poses, references, search):
     """Best reference and pose of every particle (SPEC section 4), on numba's present number of threads.
 
     Parameters
@@ -185,7 +221,8 @@ def align(images, poses, spectra, search):
     images : (n_particles, n, n) float32
     poses : (n_particles,) geometry.POSE
         Where the search starts; of these only the shift matters, carried back through the rotation.
-    spectra : RingSpectra
+    references : kernels.References
+        See :func:`ring_spectra`.
     search : Search
 
     Returns
@@ -198,15 +235,15 @@ def align(images, poses, spectra, search):
     first, count = np.empty((2, n_particles, 2), np.int64)
     for axis, half in enumerate((search.xr, search.yr)):
         left, right = geometry.search_range(half, h[:, axis], search.box, search.outer_radius)
-        first[:, axis] = -np.floor(left / search.shift_step)
-        count[:, axis] = np.floor(right / search.shift_step) - first[:, axis] + 1
+        first[:, axis] = -whole_steps(left, search.shift_step)
+        count[:, axis] = whole_steps(right, search.shift_step) - first[:, axis] + 1
     found = kernels.Found(
         peak=np.empty(n_particles), assign=np.zeros(n_particles, np.int32), alpha=np.zeros(n_particles),
         mirror=np.zeros(n_particles, np.int32),
         ix=np.zeros(n_particles, np.int64), iy=np.zeros(n_particles, np.int64))
-    kernels.search(images, search.box // 2 + h, first, count, spectra.packed, spectra.constants, search.rings,
-                   search.shifts, 4 * numba.get_num_threads(), found)
-    return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak)
+    kernels.search(images, search.box // 2 + h, first, count, references, search.rings, search.shifts,
+                   4 * numba.get_num_threads(), found)
+    return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak * references.scale)
 
 
 def _new_poses(h, found, step):

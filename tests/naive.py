@@ -146,7 +146,8 @@ def shift_grid(half_range, h, n, ou, step):
     cn = n // 2 + 1
     right = min(half_range, max(0.0, n - cn - h - ou))
     left = min(half_range, max(0.0, cn + h - ou - 2))
-    return [i * step for i in range(-int(left / step), int(right / step) + 1)]
+    steps = [int(distance / step + 1e-6) for distance in (left, right)]  # 0.3 holds three steps of 0.1
+    return [i * step for i in range(-steps[0], steps[1] + 1)]
 
 
 def search(image, spectra, start, ir, ou, rs, xr, yr, ts):

@@ -52,15 +52,15 @@ class Lanes:
     def __init__(self, search, image, x0, y0):
         self.search, self.rings, self.shifts = search, search.rings, search.shifts
         self.n_lanes = self.shifts.nx * self.shifts.ny
-        self.scratch = kernels._new_scratch(search.box, 1, self.rings, self.shifts)
+        self.scratch = kernels._new_scratch(search.box, 1, 1, self.rings, self.shifts)
         kernels.spread_shifts(image, self.shifts, self.scratch.strips[0])
         kernels.locate_samples(self.rings, self.shifts, search.box, x0, y0, self.scratch.base[0],
                                self.scratch.below[0], self.scratch.u[0], self.scratch.v[0])
         self.image, self.x0, self.y0 = image.astype(float), x0, y0
 
     def fill(self, block):
-        """Fill the block and return how many of its lanes hold a shift."""
-        kernels._fill_block(block, self.rings, self.shifts, self.scratch)
+        """Fill the block that begins with lane ``block`` and return how many of its lanes hold a shift."""
+        kernels._fill_block(block // LANES, self.rings, self.shifts, self.scratch)
         return min(LANES, self.n_lanes - block)
 
     def naive_samples(self, lane):
@@ -139,17 +139,57 @@ def test_correlations_are_those_of_the_slow_twin_at_every_angle(lanes):
     packed = ring_spectra(reference, search)
     longest = lanes.rings.lengths[0]
     lanes.fill(0)
-    kernels._correlate(packed.packed[0], lanes.scratch.spectra, lanes.rings.first_row, lanes.scratch.a)
+    all_rows = np.diff(lanes.rings.first_row)
+    kernels._correlate(packed.packed[0], lanes.scratch.spectra, lanes.rings.first_row, all_rows, all_rows.size,
+                       lanes.scratch.a)
     z = kernels.fft_lanes(lanes.scratch.a, lanes.scratch.b, longest, lanes.rings)
     for lane in range(min(2, lanes.n_lanes)):
         mean, variance = lanes.moments(lane)
         columns = z[:2 * LANES * longest].reshape(longest, 2, LANES)[:, :, lane]
-        kernel = (columns / 2 - mean * packed.constants[0]) / (longest * np.sqrt(variance))
+        kernel = (columns / 2 - mean * packed.constants[0]) * packed.scale / (longest * np.sqrt(variance))
         x = lanes.x0 + lane % lanes.shifts.nx * lanes.shifts.stride
         y = lanes.y0 + lane // lanes.shifts.nx * lanes.shifts.stride
         particle = naive.particle_spectra(lanes.image, x, y, *rings)
         expected = naive.correlations(naive.reference_spectra(reference[0].astype(float), *rings), particle)
         np.testing.assert_allclose(kernel.T, expected, rtol=0, atol=64 * EPS * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("n_shifts", [1, 2, 5, 9, 15, 16, 25, 49, 64, 441])
+def test_particles_share_blocks_so_that_few_lanes_are_idle(n_shifts):
+    n_slots = kernels.particles_together(n_shifts)
+    blocks = -(-n_slots * n_shifts // LANES)
+    assert 1 <= n_slots <= LANES
+    assert blocks * LANES - n_slots * n_shifts <= blocks * LANES / 15
+
+
+@pytest.mark.parametrize("n_slots", [2, 3, 5])
+@pytest.mark.parametrize("half", [0, 1, 2, 3])
+def test_the_lanes_of_several_particles_hold_what_each_would_alone(n_slots, half):
+    search = Search(20, 1, 6, 1, half, half, 1)
+    rings, shifts = search.rings, search.shifts
+    images = noise(n_slots, 20, 20, seed=6)
+    n_shifts = shifts.nx * shifts.ny
+
+    def columns(slots):
+        """Spectra and moments of all shifts of these particles, one after the other."""
+        scratch = kernels._new_scratch(20, len(slots), 1, rings, shifts)
+        for place, slot in enumerate(slots):
+            kernels.spread_shifts(images[slot], shifts, scratch.strips[place])
+            kernels.locate_samples(rings, shifts, 20, 9.7 - half + 0.1 * slot, 10.2 - half, scratch.base[place],
+                                   scratch.below[place], scratch.u[place], scratch.v[place])
+        found = []
+        for block in range(-(-len(slots) * n_shifts // LANES)):
+            kernels._fill_block(block, rings, shifts, scratch)
+            spectra = scratch.spectra.reshape(-1, 2, LANES).transpose(2, 0, 1)
+            found += [(spectrum.copy(), moment.copy())
+                      for spectrum, moment in zip(spectra, scratch.moments.T, strict=True)]
+        return found[:len(slots) * n_shifts]
+
+    together = columns(list(range(n_slots)))
+    alone = [column for slot in range(n_slots) for column in columns([slot])]
+    for mine, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(mine[0], other[0], rtol=0, atol=64 * EPS * np.abs(other[0]).max())
+        np.testing.assert_allclose(mine[1], other[1], rtol=1e-6)
 
 
 def test_the_largest_of_each_column():

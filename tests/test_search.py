@@ -10,7 +10,7 @@ from mrefali import geometry, kernels
 from mrefali.average import normalize_particles, normalize_references
 from mrefali.errors import InputError
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
-from mrefali.search import Search, align, ring_spectra, start_centres
+from mrefali.search import Search, align, ring_spectra, start_centres, whole_steps
 from mrefali.simulation import make_views, render, simulate_particles
 
 #: Relative error of a peak: a sum of some thousand float32 products, seldom as much as a hundred roundings.
@@ -311,7 +311,7 @@ def test_ring_spectra_are_those_of_the_slow_twin(options):
     references = noise(2, search.box, search.box)
     spectra = ring_spectra(references, search)
     blocks = spectra.packed.reshape(2, -1, 2, kernels.UNROLL)
-    rows = (blocks[:, :, 0] + 1j * blocks[:, :, 1]).reshape(2, -1)
+    rows = spectra.scale * (blocks[:, :, 0] + 1j * blocks[:, :, 1]).reshape(2, -1)
     used = np.zeros(rows.shape[1], bool)
     for k in range(2):
         expected = naive.reference_spectra(references[k].astype(float), *options[1:4])[::-1]
@@ -321,7 +321,7 @@ def test_ring_spectra_are_those_of_the_slow_twin(options):
             np.testing.assert_allclose(rows[k, index], spectrum, rtol=1e-6, atol=1e-6)
         ones = naive.polar(np.ones((search.box, search.box)), 10, 10, *naive.rings(*options[1:4]))
         constant = sum(c[0].real * ring.sum() for c, ring in zip(expected[::-1], ones, strict=True))
-        assert spectra.constants[k] == pytest.approx(constant)
+        assert spectra.scale * spectra.constants[k] == pytest.approx(constant)
     assert not rows[:, ~used].any()  # what pads to UNROLL adds nothing
 
 
@@ -390,3 +390,62 @@ def test_centre_shift_is_where_the_rings_are_sampled():
     found = align(images, truth, spectra, search)
     assert found.poses["sx"] == pytest.approx(-2, abs=1e-2)
     assert found.poses["sy"] == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(("half", "step", "steps"), [
+    (0.3, 0.1, 3), (0.6, 0.2, 3), (1.2, 0.4, 3), (0.7, 0.1, 7), (1, 2, 0), (2.9, 1, 2), (1e308, 0.01, 1600)])
+def test_a_range_holds_all_its_steps_whatever_the_rounding_of_the_division(half, step, steps):
+    assert whole_steps(min(half, 16), step) == steps
+    assert Search(40, 1, 3, 1, half, 0, step).shifts.nx >= 1
+
+
+def test_the_first_look_changes_no_bit_of_the_result():
+    images, references = low_passed(12, 40, seed=1), low_passed(5, 20, seed=2)[:5]
+    images = images[:, 10:30, 10:30].copy()
+    search_20 = Search(20, 1, 6, 1, 2, 2, 1)
+    spectra = ring_spectra(references, search_20)
+    assert spectra.n_kept < len(spectra.kept)  # it takes only a part of the rows
+    assert (spectra.lost > 0).all()
+    rows = np.diff(search_20.rings.first_row)
+    in_full = spectra._replace(kept=rows, n_kept=len(rows), lost=np.zeros(len(references)))
+    mine, other = (align(images, identity_poses(len(images)), s, search_20) for s in (spectra, in_full))
+    for name in ("assign", "poses", "peak"):
+        assert getattr(mine, name).tobytes() == getattr(other, name).tobytes()
+
+
+def test_the_first_look_loses_no_more_than_its_bound():
+    references, search_20 = low_passed(3, 20, seed=4), Search(20, 1, 6, 1, 0, 0, 1)
+    spectra, rows = ring_spectra(references, search_20), np.diff(search_20.rings.first_row)
+    kept = [np.arange(rows[k]) < spectra.kept[k] for k in range(len(rows))]
+    unpacked = spectra.packed.reshape(3, -1, 2, kernels.UNROLL)
+    for image in noise(6, 20, 20, seed=5):
+        particle = naive.particle_spectra(image.astype(float), 10, 10, 1, 6, 1)[::-1]
+        for k in range(3):
+            left_out = np.zeros((2, len(rows)), complex)
+            for ring, spectrum in enumerate(particle):
+                for frequency, d in enumerate(spectrum):
+                    row = search_20.rings.first_row[frequency] + ring
+                    if not kept[frequency][ring]:
+                        real, imaginary = unpacked[k, row // kernels.UNROLL, :, row % kernels.UNROLL]
+                        c = complex(real, imaginary)
+                        left_out[0][frequency] += c * np.conj(d)
+                        left_out[1][frequency] += np.conj(c) * np.conj(d)
+            lost = max(np.abs(np.fft.irfft(q, search_20.rings.lengths[0])).max() for q in left_out)
+            assert 0 < lost <= spectra.lost[k]
+
+
+@pytest.mark.parametrize("factor", [2.0**-100, 2.0**100, 1e33, 1e-30])
+def test_references_of_any_size_compete_alike(factor):
+    images, references = noise(6, 20, 20, seed=7), noise(3, 20, 20, seed=8)
+    search_20, poses = Search(20, 1, 6, 1, 1, 1, 1), identity_poses(6)
+    plain = align(images, poses, ring_spectra(references, search_20), search_20)
+    scaled = align(images, poses, ring_spectra((references * factor).astype(np.float32), search_20), search_20)
+    np.testing.assert_array_equal(scaled.assign, plain.assign)
+    assert scaled.peak == pytest.approx(plain.peak * factor, rel=1e-5)
+
+
+def low_passed(n, box, seed):
+    """Smooth random images."""
+    filtered = np.fft.rfft2(noise(n, box, box, seed=seed)) * np.exp(-(np.hypot(
+        np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)) / 0.1) ** 4)
+    return np.fft.irfft2(filtered, s=(box, box)).astype(np.float32)
