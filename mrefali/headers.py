@@ -6,6 +6,7 @@ import io, ctf, geometry and errors; must never import the search, the averages 
 """
 
 import csv
+import difflib
 import logging
 import re
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from mrefali.io import open_stack
 logger = logging.getLogger(__name__)
 
 POSE_HEADER = "xform.align2d"
+
+#: Names so near to one of these are taken for misspelt.
+KNOWN_HEADERS = (POSE_HEADER, "assign", "ctf_applied")
 
 #: Headers that take several columns, with the columns' names.
 COLUMNS = {
@@ -91,7 +95,7 @@ def header(stack, params, *, zero=False, one=False, consecutive=False, randomize
                    {name: _values(name, action, images.n_images, rand_seed) for name in names})
         images.write_columns(columns)
         logger.info("%s: %s of %d images %s", stack, ", ".join(names), images.n_images, {
-            "zero": "set to zero, which is the identity for a pose", "one": "set to 1",
+            "zero": "set to the identity" if names == [POSE_HEADER] else "set to zero", "one": "set to 1",
             "consecutive": f"numbered 0 to {images.n_images - 1}", "randomize": f"drawn with rand_seed={rand_seed}",
             "import": f"imported from {import_}"}[action])
 
@@ -117,8 +121,9 @@ def _split(params):
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"params={params} names {name} twice: name each header once")
-        if name.startswith("xform.") and name != POSE_HEADER:
-            raise InputError(f"params={name} is not known: the transform of a 2-D image is {POSE_HEADER}")
+        meant = difflib.get_close_matches(name, KNOWN_HEADERS, 1, 0.8)
+        if name.startswith("xform.") and name != POSE_HEADER or meant and name not in KNOWN_HEADERS:
+            raise InputError(f"params={name} is not known: did you mean {meant[0] if meant else POSE_HEADER}?")
     return names
 
 
