@@ -7,10 +7,13 @@ import csv
 import json
 import logging
 import os
+from contextlib import contextmanager
 
 import numpy as np
 
-from mrefali.io import write_images, write_stack
+from mrefali.io import replacing, write_images, write_stack
+
+details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 POSE_COLUMNS = ("index", "assign", "alpha", "sx", "sy", "mirror", "peak", "changed")
 HISTORY_COLUMNS = ("iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px",
@@ -19,6 +22,9 @@ HISTORY_COLUMNS = ("iteration", "class", "count", "changed", "resolution_0.5_px"
 
 class OutputDirectory:
     """A run's directory; made on entering, its log closed on leaving.
+
+    Every file is there whole or not at all, but for the log and ``history.csv``, which grow. The last line of the log
+    of a run that failed is its exception.
 
     Parameters
     ----------
@@ -33,19 +39,20 @@ class OutputDirectory:
 
     def __enter__(self):
         os.mkdir(self.path)
-        self._log = logging.FileHandler(self._file("mrefali.log"))
+        self._log = logging.FileHandler(self._file("mrefali.log"), encoding="utf-8", errors="backslashreplace")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         self._levels = {}
         # the details go into the file alone, whatever handlers the caller has
-        for name, level in (("mrefali", logging.INFO), ("mrefali.details", logging.DEBUG)):
-            logger = logging.getLogger(name)
+        for logger, level in ((logging.getLogger("mrefali"), logging.INFO), (details, logging.DEBUG)):
             self._levels[logger] = logger.level
             logger.addHandler(self._log)
             logger.setLevel(level)
-        logging.getLogger("mrefali.details").propagate = False
+        details.propagate = False
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, _):
+        if error is not None:
+            details.error("the run ended by %s: %s", kind.__name__, " ".join(str(error).split()))
         for logger, level in self._levels.items():
             logger.removeHandler(self._log)
             logger.setLevel(level)
@@ -54,9 +61,15 @@ class OutputDirectory:
     def _file(self, name):
         return os.path.join(self.path, name)
 
+    @contextmanager
+    def _open_new(self, name):
+        """A text file to write, which gets its name once it is whole."""
+        with replacing(self._file(name)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            yield file
+
     def write_parameters(self, parameters):
         """``parameters.json``: every option and version, a dict."""
-        with open(self._file("parameters.json"), "w") as file:
+        with self._open_new("parameters.json") as file:
             json.dump(parameters, file, indent=1)
             file.write("\n")
 
@@ -69,9 +82,10 @@ class OutputDirectory:
         self._write_averages(f"aqm{iteration.number:03d}.hdf", iteration)
         for k, c in enumerate(iteration.classes):
             if not c.vanished:
-                np.savetxt(self._file(f"drm{iteration.number:03d}{k:04d}.txt"), c.frc, "%12.6f %12.7f %10d")
+                with self._open_new(f"drm{iteration.number:03d}{k:04d}.txt") as file:
+                    np.savetxt(file, c.frc, "%12.6f %12.7f %10d")
         path = self._file("history.csv")
-        with open(path, "a", newline="") as file:
+        with open(path, "a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             if file.tell() == 0:
                 writer.writerow(HISTORY_COLUMNS)
@@ -104,7 +118,7 @@ class OutputDirectory:
         columns = [np.arange(len(poses)), assign, poses["alpha"], poses["sx"], poses["sy"], poses["mirror"], peak,
                    None if changed is None else changed.astype(int)]
         kept = [(label, c) for label, c in zip(POSE_COLUMNS, columns, strict=True) if c is not None]
-        with open(self._file(name), "w", newline="") as file:
+        with self._open_new(name) as file:
             writer = csv.writer(file)
             writer.writerow([label for label, _ in kept])
             writer.writerows(zip(*[c.tolist() for _, c in kept], strict=True))

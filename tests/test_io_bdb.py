@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import stat
 import struct
 import sys
@@ -19,12 +20,11 @@ import small
 from berkeleydb import db
 from test_io_hdf import open_folder, ordinary_user  # noqa: F401
 
-import mrefali
 from mrefali import cli
 from mrefali.ctf import parse_ctf
 from mrefali.errors import InputError
 from mrefali.geometry import from_matrices, make_poses
-from mrefali.io import BdbStack, bdb, open_stack, write_stack
+from mrefali.io import BdbStack, btree, eman_pickle, open_stack
 
 #: Place of the images of each database in their golden case.
 IMAGES = {
@@ -199,9 +199,9 @@ def test_a_list_of_numbers_is_an_array(unchanged):
 def test_ctfs_are_the_strings_of_hdf_files(tmp_path, values, text):
     """And from the string the same object is made again."""
     kind, *numbers = values
-    instance = bdb.Instance(("libpyAligner2", kind), tuple(map(float, numbers)))
+    instance = eman_pickle.Instance(("libpyAligner2", kind), tuple(map(float, numbers)))
     records = header_records(1)
-    records[key(0)] = bdb._pickle({"nx": 2, "ny": 2, "nz": 1, "is_complex_x": 0, "ctf": instance})
+    records[key(0)] = eman_pickle.dump({"nx": 2, "ny": 2, "nz": 1, "is_complex_x": 0, "ctf": instance})
     write_database(tmp_path / "EMAN2DB" / "a.bdb", records)
     stack = BdbStack(f"bdb:{tmp_path}#a")
     assert stack.column("ctf") == [text]
@@ -235,7 +235,7 @@ def test_every_size_and_order_of_pages_is_read_as_berkeley_db_reads_it(tmp_path,
     for i in range(n // 2, n):
         database.delete(key(i))
     database.close()
-    with bdb._open_tree(path, "a") as tree:
+    with btree.open_tree(path, "a") as tree:
         assert {record: value for record, value, _ in tree.records()} == records_by_binding(path, "a")
     pixels = np.arange(4 * n, dtype=np.float32).reshape(n, 2, 2)
     (tmp_path / "EMAN2DB" / "a_2x2x1").write_bytes(pixels.astype("<f4" if order == 1234 else ">f4").tobytes())
@@ -309,11 +309,11 @@ def test_an_image_that_cannot_be_used_is_refused(tmp_path, header, message):
 @pytest.mark.parametrize(("pose", "message"), [
     ({}, "image 0 of .*#a has no xform.align2d: set it with mrefali header 'bdb:.*#a' --params=xform.align2d --zero"),
     ({"xform.align2d": 7}, "xform.align2d of image 0 of .*#a is no transform of finite numbers: reset it with mrefali"),
-    ({"xform.align2d": bdb.Instance(bdb.TRANSFORM, (np.inf,) * 12)}, "is no transform of finite numbers"),
+    ({"xform.align2d": eman_pickle.Instance(eman_pickle.TRANSFORM, (np.inf,) * 12)}, "no transform of finite numbers"),
 ])
 def test_an_image_without_pose_is_named(tmp_path, pose, message):
     records = header_records(1)
-    records[key(0)] = bdb._pickle({**bdb._Unpickler(records[key(0)]).load(), **pose})
+    records[key(0)] = eman_pickle.dump({**eman_pickle.load(records[key(0)]), **pose})
     write_database(tmp_path / "EMAN2DB" / "a.bdb", records)
     with pytest.raises(InputError, match=message):
         BdbStack(f"bdb:{tmp_path}#a").poses()
@@ -536,7 +536,7 @@ def test_what_is_written_is_what_eman2_writes(folder):
     written = records_by_binding("py3/EMAN2DB/stack.bdb", "stack")
     assert written.keys() == before.keys() == original.keys()
     for record, value in written.items():
-        header, theirs, old = (bdb._Unpickler(records[record]).load() for records in (written, original, before))
+        header, theirs, old = (eman_pickle.load(records[record]) for records in (written, original, before))
         if type(header) is not dict:
             assert value == before[record] == original[record]
             continue
@@ -562,7 +562,7 @@ def test_headers_are_pickled_to_the_byte_as_their_writer_did(folder, name):
     values = records_by_binding(f"{name}.bdb", name.split("/")[-1]).values()
     headers = [value for value in values if value.startswith(b"\x80\x02}")]
     assert headers
-    assert [bdb._pickle(bdb._Unpickler(value).load()) for value in headers] == headers
+    assert [eman_pickle.dump(eman_pickle.load(value)) for value in headers] == headers
 
 
 @pytest.mark.parametrize("header", [
@@ -571,15 +571,15 @@ def test_headers_are_pickled_to_the_byte_as_their_writer_did(folder, name):
     {"é\u20ac": "ü" * 300, "b": ""},
 ])
 def test_headers_are_pickled_as_python_does(header):
-    assert bdb._pickle(header) == pickle.dumps(header, 2)
-    assert bdb._Unpickler(pickle.dumps(header, 2)).load() == header
+    assert eman_pickle.dump(header) == pickle.dumps(header, 2)
+    assert eman_pickle.load(pickle.dumps(header, 2)) == header
 
 
 def test_one_object_twice_is_written_once():
     text = "twice" * 3
     header = {"a": text, "b": text, "c": [text]}
-    assert bdb._pickle(header) == pickle.dumps(header, 2)
-    assert bdb._pickle(bdb._Unpickler(bdb._pickle(header)).load()) == pickle.dumps(header, 2)
+    assert eman_pickle.dump(header) == pickle.dumps(header, 2)
+    assert eman_pickle.dump(eman_pickle.load(eman_pickle.dump(header))) == pickle.dumps(header, 2)
 
 
 @pytest.mark.parametrize("name", ["py2#ctfstack", "py2#mixed", "py3#vstack", "py3#mrcssub"])
@@ -639,7 +639,7 @@ def test_a_failure_while_writing_leaves_the_old_database(folder, monkeypatch):
 def test_what_berkeley_db_reports_is_handed_on(tmp_path):
     tree = SimpleNamespace(name="a", order="<", page_size=1000)  # no power of two
     with pytest.raises(OSError, match=r"new cannot be written, Berkeley DB says: .*; the database is as it was"):
-        bdb._write_tree(str(tmp_path / "new"), tree, [])
+        btree.write_tree(str(tmp_path / "new"), tree, [])
 
 
 def test_an_image_that_another_program_deleted_is_missed(folder):
@@ -654,6 +654,26 @@ def test_an_image_that_another_program_deleted_is_missed(folder):
     with pytest.raises(InputError, match="was changed by another program|is damaged"):
         stack.column("nx")
     assert small.snapshot(folder) == before
+
+
+def test_a_disk_without_room_for_the_copy_is_refused_up_front(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    before = small.snapshot(folder)
+    with pytest.raises(InputError, match=r"headers of bdb:py3#ctfstack are written into a copy .* 0\.0 MB free: make"):
+        open_stack("bdb:py3#ctfstack").write_columns({"assign": range(20)})
+    assert small.snapshot(folder) == before
+
+
+@pytest.mark.parametrize(("apix", "pixel_size_A"), [(2.5, 2.5), (0.0, None), (-1.0, None), (np.nan, None)])
+def test_a_pixel_size_that_is_no_length_is_unknown(tmp_path, apix, pixel_size_A):
+    write_database(tmp_path / "EMAN2DB/a.bdb", header_records(1, apix_x=apix))
+    assert BdbStack(f"bdb:{tmp_path}#a").pixel_size_A == pixel_size_A
+
+
+def test_a_pixel_size_that_is_no_number_is_refused(tmp_path):
+    write_database(tmp_path / "EMAN2DB/a.bdb", header_records(1, apix_x="two"))
+    with pytest.raises(InputError, match="^apix_x of key 0 of bdb:.*#a is 'two': it must be one number"):
+        BdbStack(f"bdb:{tmp_path}#a")
 
 
 def test_mode_and_links_of_the_file_are_kept(folder):
@@ -688,7 +708,7 @@ def test_nothing_is_in_the_way_of_writing_a_database_of_version_9(unchanged):
     assert open_stack(unchanged + "py3#stack").write_back_obstacle() is None
 
 
-def forget_binding(folder, monkeypatch):
+def forget_binding(folder, monkeypatch, name=None):
     monkeypatch.setitem(sys.modules, "berkeleydb", None)
 
 
@@ -696,8 +716,8 @@ def change_binding(folder, monkeypatch):
     monkeypatch.setattr(db, "version", lambda: (18, 1, 40))
 
 
-def raise_version(folder, monkeypatch):
-    set_version(folder / "py3/EMAN2DB/ctfstack.bdb", 10)
+def raise_version(folder, monkeypatch, name="ctfstack"):
+    set_version(folder / f"py3/EMAN2DB/{name}.bdb", 10)
 
 
 def add_database(folder, monkeypatch):
@@ -722,36 +742,7 @@ def test_an_obstacle_to_writing_is_known_before(folder, monkeypatch, prepare, me
     assert small.snapshot(folder) == before
 
 
-# --- the main job
-
-
-@pytest.mark.jit_only
-def test_the_main_job_gives_the_originals_answer(folder):
-    """What it writes into the golden database is what the original wrote there."""
-    case = golden.load("typical")
-    write_stack("refs.hdf", case.references)
-    mrefali.mref_ali2d("bdb:py3#stack", "refs.hdf", "out", maxit=1, quiet=True, **case.call)
-    stack, original = open_stack("bdb:py3#stack"), BdbStack("bdb:py3_after#stack")
-    assert stack.column("assign") == original.column("assign")
-    poses, theirs = stack.poses(), original.poses()
-    np.testing.assert_array_equal(poses["mirror"], theirs["mirror"])
-    for field in ("sx", "sy"):
-        np.testing.assert_allclose(poses[field], theirs[field], atol=2e-3)
-    assert np.abs((poses["alpha"] - theirs["alpha"] + 180) % 360 - 180).max() < 0.02
-
-
-@pytest.mark.parametrize(("words", "message"), [
-    (["bdb:py3#odd", "bdb:py3#ctfstack?0,1"], "bdb:py3#odd has no image 2 of 0 to 4"),
-    (["bdb:py3#ctfstack", "bdb:py3#odd?1,3"], r"bdb:py3#odd\?1,3 has images of 2 sizes"),
-    (["bdb:py3_after#stack", "bdb:py3#ctfstack?0,1"], "stack_64x64x1, with the pixels of keys 0, 1"),
-])
-def test_the_main_job_refuses_what_cannot_be_aligned(folder, capsys, words, message):
-    before = small.snapshot(folder)
-    assert cli.main(["mref_ali2d", *words, "out", "--ou=27"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert re.search(message, err)
-    assert small.snapshot(folder) == before
+# --- the command line
 
 
 def test_poses_are_reset_by_the_header_command(folder):

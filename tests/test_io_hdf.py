@@ -1,8 +1,13 @@
 """EMAN2 HDF5 stacks: what is read, what is written, what is refused, and what keeps its bits."""
 
+import errno
 import fcntl
 import os
 import shutil
+import signal
+import stat
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +19,7 @@ from h5py import h5a, h5t
 
 from mrefali.errors import InputError
 from mrefali.geometry import POSE, make_poses, to_matrices
-from mrefali.io import HdfStack, open_stack, write_stack
+from mrefali.io import HdfStack, hdf, open_stack, write_stack
 from mrefali.io.hdf import COMPACT_BYTES
 
 SAMPLE = Path(__file__).parent / "data" / "vanished_aqm000.hdf"  # by the original: 4 averages of 48 px
@@ -349,6 +354,76 @@ def test_imageid_max_beyond_the_last_image(tmp_path):
         open_stack(path)
 
 
+@pytest.mark.parametrize(("value", "message"), [
+    (np.array([1, 1], "i4"), "imageid_max of .*count.hdf is 2 values: it must be one number; write the file again"),
+    (np.bytes_("two\0"), "imageid_max of .*count.hdf is 'two': it must be one number"),
+    (np.float32(1.5), r"imageid_max of .*count.hdf is 1\.5: it must be a whole number"),
+    (h5py.Empty("i4"), "count.hdf has no imageid_max on /MDF/images"),
+])
+def test_an_imageid_max_that_is_no_number_is_refused(tmp_path, value, message):
+    path = make_stack(tmp_path / "count.hdf", some_images(2))
+    with h5py.File(path, "r+") as file:
+        file["MDF/images"].attrs["imageid_max"] = value
+    with pytest.raises(InputError, match=message):
+        open_stack(path)
+
+
+@pytest.mark.parametrize("name", ["nz", "is_complex", "stored_renderbits", "apix_x"])
+@pytest.mark.parametrize(("value", "got"), [(np.bytes_("1\0"), "'1'"), ("one", "'one'"), ([1, 2], "2 values"),
+                                            (np.complex64(1), r"\(1\+0j\)")])
+def test_a_header_that_is_no_number_where_one_is_needed_is_refused(tmp_path, name, value, got):
+    path = make_stack(tmp_path / "odd.hdf", some_images(2))
+    set_attribute(path, 0, name, value)
+    with pytest.raises(InputError, match=f"^{name} of image 0 of .*odd.hdf is {got}: it must be one number; write"):
+        open_stack(path)
+
+
+@pytest.mark.parametrize("name", ["stored_rendermin", "stored_rendermax"])
+def test_a_limit_of_rendered_bits_that_is_no_number_is_refused(tmp_path, name):
+    path = make_stack(tmp_path / "odd.hdf", some_images(1))
+    for key, value in {"stored_renderbits": 8, "stored_rendermin": 0.0, "stored_rendermax": 1.0, name: "low"}.items():
+        set_attribute(path, 0, key, value)
+    with pytest.raises(InputError, match=f"^{name} of image 0 of .*odd.hdf is 'low': it must be one number"):
+        open_stack(path).read(0, 1)
+
+
+@pytest.mark.parametrize("bits", [-1, 0.5, 33, 2**30, np.nan])
+def test_rendered_bits_that_cannot_be_are_refused(tmp_path, bits):
+    path = make_stack(tmp_path / "odd.hdf", some_images(1))
+    for key, value in {"stored_renderbits": bits, "stored_rendermin": 0.0, "stored_rendermax": 1.0}.items():
+        set_attribute(path, 0, key, value)
+    with pytest.raises(InputError, match=r"image 0 of .* is compressed \(stored_renderbits=.*not 1 to 32"):
+        open_stack(path).read(0, 1)
+
+
+@pytest.mark.parametrize("apix", [np.nan, np.inf, 0.0, -2.0, 0])
+def test_a_pixel_size_that_is_no_length_is_unknown(tmp_path, apix):
+    path = make_stack(tmp_path / "apix.hdf", some_images(1))
+    set_attribute(path, 0, "apix_x", apix)
+    assert open_stack(path).pixel_size_A is None
+
+
+def test_a_dataset_in_the_place_of_the_images_is_no_stack(tmp_path):
+    path = tmp_path / "data.hdf"
+    with h5py.File(path, "w") as file:
+        file["MDF/images"] = np.zeros((2, 4, 4))
+    with pytest.raises(InputError, match="data.hdf has no group /MDF/images: it is HDF5, but no EMAN2 stack"):
+        open_stack(path)
+
+
+@pytest.mark.parametrize("place", ["MDF/images/1", "MDF/images/1/image"])
+def test_an_image_of_another_shape_of_file_is_refused(tmp_path, place):
+    path = make_stack(tmp_path / "odd.hdf", some_images(2))
+    with h5py.File(path, "r+") as file:
+        del file[place]
+        if place.endswith("image"):
+            file.create_group(place)
+        else:
+            file[place] = np.zeros((BOX, BOX), "f4")
+    with pytest.raises(InputError, match="image 1 of .*odd.hdf is not a group with a dataset called image"):
+        open_stack(path)
+
+
 @pytest.mark.parametrize("imageid_max", [-1, 0])
 def test_empty_stack(tmp_path, imageid_max):
     path = make_stack(tmp_path / "empty.hdf", [], imageid_max=imageid_max)
@@ -422,6 +497,28 @@ def test_a_file_locked_elsewhere_is_named(tmp_path):
             stack.check_writable()
         with pytest.raises(InputError, match="taken.hdf is open in another program, which locked it"):
             open_stack(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_forbids_nothing(sample_copy, monkeypatch, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    stack = open_stack(sample_copy)
+    stack.check_writable()
+    stack.write_columns({"assign": [3, 1, 0, 2]})
+    assert stack.column("assign") == [3, 1, 0, 2]
+
+
+def test_another_failure_of_the_lock_is_not_called_a_matter_of_permission(sample_copy, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        open_stack(sample_copy).check_writable()
+    assert type(caught.value) is OSError
 
 
 # headers written back
@@ -528,11 +625,141 @@ def test_read_only_file_is_refused_up_front(open_folder):
     path.chmod(0o444)
     with ordinary_user():
         stack = open_stack(path)
-        with pytest.raises(PermissionError, match=r"fixed.hdf cannot be written to \(Permission denied\)"):
+        with pytest.raises(PermissionError, match="fixed.hdf cannot be written to, but .* allow it with chmod u.w"):
             stack.check_writable()
         with pytest.raises(PermissionError, match="fixed.hdf cannot be written to"):
             stack.write_columns({"assign": [0, 1, 2, 3]})
     assert path.read_bytes() == SAMPLE.read_bytes()
+
+
+def test_a_folder_that_takes_no_copy_is_refused_up_front(open_folder):
+    path = open_folder / "open.hdf"
+    shutil.copyfile(SAMPLE, path)
+    path.chmod(0o666)
+    open_folder.chmod(0o555)
+    with ordinary_user(), pytest.raises(PermissionError, match=f"^{open_folder} cannot be written to, but the headers "
+                                                               f"of {path} have to be"):
+        open_stack(path).check_writable()
+
+
+def test_a_disk_without_room_for_the_copy_is_refused_up_front(sample_copy, monkeypatch):
+    room = sample_copy.stat().st_size - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - room, room))
+    stack = open_stack(sample_copy)
+    for ask in (stack.check_writable, lambda: stack.write_columns({"assign": [0, 1, 2, 3]})):
+        with pytest.raises(InputError, match=r"headers of .*copy.hdf are written into a copy of it, .* 0\.1 MB, "
+                                             r"but .* has 0\.1 MB free: make room"):
+            ask()
+    assert sample_copy.read_bytes() == SAMPLE.read_bytes()
+    assert os.listdir(sample_copy.parent) == ["copy.hdf"]
+
+
+def run_python(code, *words):
+    """Run ``code`` in a process of its own, with ``words`` as its arguments."""
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("room", [-1000, 0, 1000, 4000])
+def test_a_file_that_may_not_grow_is_left_as_it_was(sample_copy, room):
+    """The limit is met while the file is copied, or while headers are written."""
+    done = run_python("""
+import resource, sys
+import numpy as np
+from mrefali.io import open_stack
+stack = open_stack(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    stack.write_columns({f"column_{i}": ["some text" * 100] * 4 for i in range(20)})
+except OSError as error:
+    print(type(error).__name__, error)
+""", sample_copy, SAMPLE.stat().st_size + room)
+    assert done.stdout == (f"OSError headers could not be written into {sample_copy}, which is whole all the "
+                           "same: File too large\n")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert sample_copy.read_bytes() == SAMPLE.read_bytes()
+    assert os.listdir(sample_copy.parent) == ["copy.hdf"]
+
+
+@pytest.mark.parametrize(("error", "raised", "message"), [
+    (OSError("disk\nfull"), OSError, "headers could not be written into .*copy.hdf, .*: disk full$"),
+    (RuntimeError("disk full"), OSError, "headers could not be written into .*copy.hdf, .*: disk full$"),
+    (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
+])
+def test_a_failure_half_way_leaves_the_old_file(sample_copy, monkeypatch, error, raised, message):
+    write, written = hdf._write_header, []
+
+    def fail_at_last(group, name, value):
+        if len(written) == 3:
+            raise error
+        written.append(name)
+        write(group, name, value)
+
+    stack = open_stack(sample_copy)
+    monkeypatch.setattr(hdf, "_write_header", fail_at_last)
+    with pytest.raises(raised, match=message):
+        stack.write_columns({"assign": [3, 1, 0, 2]})
+    assert len(written) == 3
+    assert sample_copy.read_bytes() == SAMPLE.read_bytes()
+    assert os.listdir(sample_copy.parent) == ["copy.hdf"]
+
+
+def test_a_process_killed_half_way_leaves_the_old_file(sample_copy):
+    done = run_python("""
+import os, signal, sys
+from mrefali.io import hdf
+write = hdf._write_header
+def kill_at_image_2(group, name, value):
+    if value[0] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(group, name, value)
+hdf._write_header = kill_at_image_2
+hdf.HdfStack(sys.argv[1]).write_columns({"assign": [0, 1, 2, 3]})
+""", sample_copy)
+    assert done.returncode == -signal.SIGKILL
+    assert sample_copy.read_bytes() == SAMPLE.read_bytes()
+    stack = open_stack(sample_copy)  # the copy that is left is in nobody's way
+    stack.write_columns({"assign": [0, 1, 2, 3]})
+    assert stack.column("assign") == [0, 1, 2, 3]
+
+
+def test_mode_and_links_of_the_file_are_kept(sample_copy, tmp_path):
+    sample_copy.chmod(0o640)
+    link = tmp_path / "folder" / "link.hdf"
+    link.parent.mkdir()
+    link.symlink_to(os.path.join("..", "copy.hdf"))
+    open_stack(link).write_columns({"assign": [0, 1, 2, 3]})
+    assert link.is_symlink()
+    assert os.listdir(link.parent) == ["link.hdf"]
+    assert stat.S_IMODE(sample_copy.stat().st_mode) == 0o640
+    assert open_stack(sample_copy).column("assign") == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_owner_is_kept(sample_copy):
+    os.chown(sample_copy, 1234, 4321)
+    open_stack(sample_copy).write_columns({"assign": [0, 1, 2, 3]})
+    status = sample_copy.stat()
+    assert (status.st_uid, status.st_gid) == (1234, 4321)
+
+
+def test_who_may_not_give_files_away_becomes_the_owner(open_folder):
+    path = open_folder / "theirs.hdf"
+    shutil.copyfile(SAMPLE, path)
+    path.chmod(0o666)
+    open_folder.chmod(0o777)
+    with ordinary_user():
+        open_stack(path).write_columns({"assign": [0, 1, 2, 3]})
+        assert path.stat().st_uid == os.geteuid()
+    assert open_stack(path).column("assign") == [0, 1, 2, 3]
+
+
+def test_a_stack_that_another_program_changed_is_missed(sample_copy):
+    stack = open_stack(sample_copy)
+    write_stack(sample_copy, some_images(2))
+    before = sample_copy.read_bytes()
+    with pytest.raises(InputError, match="copy.hdf was changed by another program while it was in use: start again"):
+        stack.write_columns({"assign": [0, 1, 2, 3]})
+    assert sample_copy.read_bytes() == before
 
 
 def test_check_writable_changes_nothing(sample_copy):
@@ -702,6 +929,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, header, m
 def test_what_is_no_stack_of_images_is_refused(tmp_path, images):
     with pytest.raises(InputError, match=r"cannot hold .* images of shape .*: give \(n, ny, nx\) real"):
         write_stack(tmp_path / "none.hdf", images)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [3000, 20_000, 39_000])
+def test_a_new_stack_that_the_disk_does_not_take_is_not_there(tmp_path, limit):
+    path = tmp_path / "new.hdf"
+    done = run_python("""
+import resource, sys
+import numpy as np
+from mrefali.io import write_stack
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_stack(sys.argv[1], np.zeros((4, 48, 48)))
+except OSError as error:
+    print(type(error).__name__, error)
+""", path, limit)
+    assert done.stdout == f"OSError {path} could not be written: File too large\n"
     assert os.listdir(tmp_path) == []
 
 

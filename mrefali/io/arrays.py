@@ -1,8 +1,9 @@
-"""Images in memory, read like a file. Imports errors of ours only."""
+"""Images in memory, read like a file. Imports geometry and errors of ours only."""
 
 import numpy as np
 
 from mrefali.errors import InputError
+from mrefali.geometry import identity_poses
 
 
 class ArrayStack:
@@ -33,3 +34,11 @@ class ArrayStack:
     def read_at(self, indices):
         """The images of those indices, a new (n_indices, n, n) float32 array."""
         return self._images[indices].astype(np.float32)
+
+    def poses(self):
+        """``(n_images,) POSE``, all the identity."""
+        return identity_poses(self.n_images)
+
+    def column(self, name):
+        """None for every image: an array has no headers."""
+        return [None] * self.n_images

@@ -1,13 +1,15 @@
-"""EMAN2's HDF5 stacks: pixels, headers, and headers written back. Imports geometry and errors of ours only.
+"""EMAN2's HDF5 stacks: pixels, headers, and headers written back. Imports geometry, errors and io of ours only.
 
 Image i is the group ``/MDF/images/<i>``: its dataset ``image`` holds the pixels, its attributes
 ``EMAN.<name>`` the headers. EMAN2 reads neither 64-bit integers, nor booleans, nor strings that no NUL
 ends, so all that is written here goes through :func:`_numbers`, :func:`_matrices` or :func:`_text`.
 """
 
+import errno
 import fcntl
 import math
 import os
+import shutil
 from contextlib import contextmanager
 
 import h5py
@@ -15,7 +17,9 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5p, h5s, h5t
 
 from mrefali.errors import InputError
-from mrefali.geometry import POSE, from_matrices, to_matrices
+from mrefali.geometry import POSE, to_matrices
+from mrefali.io.stack import FileStack
+from mrefali.io.whole import check_replaceable, keep_owner, replacing_durably
 
 #: A 3x4 matrix as EMAN2 stores it.
 MATRIX = np.dtype([(f"{row}{column}", "<f4") for row in range(3) for column in range(4)])
@@ -34,8 +38,14 @@ DOUBLE_HEADERS = ("apix_x", "apix_y", "apix_z")
 #: the attribute's name, type and shape.
 COMPACT_BYTES = 65_000
 
+#: What flock says on file systems that have no locks; there nobody can be kept out.
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
-class HdfStack:
+#: Bits of the packed pixels that EMAN2 may write.
+RENDERED_BITS = range(1, 33)
+
+
+class HdfStack(FileStack):
     """The square 2-D images of one EMAN2 HDF5 file, and their headers.
 
     The file is open only while a method runs, so no lock is held in between.
@@ -48,9 +58,11 @@ class HdfStack:
     ----------
     path : str
     n_images : int
+    keys : range
     box : int, px
     pixel_size_A : float or None
-        ``apix_x`` of image 0 as it stands there (EMAN2 writes 1.0 where it does not know); None if absent.
+        ``apix_x`` of image 0 as it stands there (EMAN2 writes 1.0 where it does not know); None if absent, or no
+        length (NaN, infinite, 0 or below).
 
     Raises
     ------
@@ -72,28 +84,11 @@ class HdfStack:
                     raise InputError(f"image {i} of {self.path} is {box} x {box} pixels, image 0 is "
                                      f"{self.box} x {self.box}: all images of a stack must have one size")
                 self._offsets[i] = offset
-            apix = _header(h5g.open(images, b"0"), "apix_x")
-        self.pixel_size_A = None if apix is None else float(apix)
+            self.pixel_size_A = pixel_size(_header(h5g.open(images, b"0"), "apix_x"), f"image 0 of {self.path}")
+        self.keys = range(self.n_images)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        """Nothing is left open; ``with`` only marks where the stack is in use."""
-
-    def __len__(self):
-        return self.n_images
-
-    def read(self, start, stop):
-        """Images ``start`` to ``stop`` (exclusive), ``(stop - start, box, box) float32``."""
-        return self.read_at(np.arange(start, stop))
-
-    def read_at(self, indices):
-        """The images of these indices, ``(len(indices), box, box) float32``, in the order given."""
-        indices = np.asarray(indices, np.int64)
-        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_images:
-            raise IndexError(f"images {indices.min()} to {indices.max()} of {self.path} asked for: "
-                             f"it has 0 to {self.n_images - 1}")
+    def _read(self, indices):
+        """The images of these indices, which are there."""
         pixels = np.empty((len(indices), self.box, self.box), np.float32)
         plain = self._offsets[indices] >= 0
         if plain.any():
@@ -140,21 +135,12 @@ class HdfStack:
         with _open_images(self.path) as images:
             return [_header(h5g.open(images, b"%d" % i), name) for i in range(self.n_images)]
 
-    def poses(self):
-        """``(n_images,) POSE`` from ``xform.align2d``; InputError if an image has none."""
-        matrices = self.column("xform.align2d")
-        for i, matrix in enumerate(matrices):
-            if matrix is None:
-                raise InputError(f"image {i} of {self.path} has no xform.align2d: set it with mrefali header "
-                                 f"{self.path} --params=xform.align2d --zero")
-            if np.shape(matrix) != (3, 4) or not np.isfinite(matrix).all():
-                raise InputError(f"xform.align2d of image {i} of {self.path} is no transform of finite "
-                                 f"numbers: reset it with mrefali header {self.path} "
-                                 f"--params=xform.align2d --zero")
-        return from_matrices(matrices)
-
     def write_columns(self, columns):
-        """Write headers back into the file; the pixels and all other headers keep their bits.
+        """Write headers back, into all images or none; the pixels and all other headers keep their bits.
+
+        A copy of the file with these headers takes its place. If that fails, or the process is killed, the file is as
+        it was, byte for byte. Mode, and owner where permitted, stay; of a symbolic link the target is replaced; other
+        hard links keep the old headers.
 
         Parameters
         ----------
@@ -166,32 +152,50 @@ class HdfStack:
         ------
         PermissionError
         InputError
-            If a column is too long or short or cannot be stored; found before anything is written.
+            If a column is too long or short or cannot be stored, or the disk has no room for the copy; found before
+            anything is written.
+        OSError
+            If writing fails.
         """
-        encoded = {name: _column(name, values, self.n_images) for name, values in columns.items()}
-        self.check_writable()
-        with _open_images(self.path, "r+") as images:
+        encoded = {name: encode_column(name, values, self.n_images) for name, values in columns.items()}
+        target = os.path.realpath(self.path)
+        with (_failing_in_one_line(f"headers could not be written into {self.path}, which is whole all the same"),
+              self._locked(), replacing_durably(target) as temporary):
+            shutil.copy2(target, temporary)
+            keep_owner(target, temporary)
+            self._write_encoded(temporary, encoded)
+
+    def _write_encoded(self, temporary, encoded):
+        """Write headers into the copy ``temporary`` of the file."""
+        with _open_images(temporary, "r+") as images:
+            if _count(self.path, images) != self.n_images:
+                raise InputError(f"{self.path} was changed by another program while it was in use: start again")
             for i in range(self.n_images):
                 group = h5g.open(images, b"%d" % i)
                 for name, values in encoded.items():
                     _write_header(group, name, values[i])
-        _sync(self.path)
 
     def write_back_obstacle(self):
-        """None: nothing but permission is ever in the way of writing headers of an HDF stack."""
+        """None: nothing but permission and room is ever in the way of writing headers of an HDF stack."""
 
     def check_writable(self):
-        """Raise PermissionError if headers cannot be written, InputError if another program has it."""
-        try:
-            with open(self.path, "r+b") as file:
+        """Raise PermissionError or InputError if headers cannot be written, or another program has the file."""
+        with self._locked():
+            pass
+
+    @contextmanager
+    def _locked(self):
+        """Keep other programs from writing, as HDF5 does, as long as the context lasts."""
+        check_replaceable(os.path.realpath(self.path), self.path)
+        with open(self.path, "r+b") as file:
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(_in_use(self.path)) from None
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.path} does not exist") from None
-        except OSError as error:
-            raise PermissionError(f"{self.path} cannot be written to ({error.strerror}), but its headers "
-                                  f"have to be: allow it with chmod u+w, or work on a copy") from None
+            except BlockingIOError:
+                raise InputError(_in_use(self.path)) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
+            yield
 
 
 def write_stack(path, images, headers=None, pixel_size_A=None):
@@ -240,19 +244,12 @@ def write_images(path, pairs, pixel_size_A=None):
     ------
     FileNotFoundError, PermissionError
     InputError
+    OSError
+        If writing fails; then no file of that name is made, or the old one stays.
     """
     path = os.fspath(path)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
-    try:
+    with _failing_in_one_line(f"{path} could not be written"), replacing_durably(path) as temporary:
         _write_images(path, temporary, pairs, pixel_size_A)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:  # whatever ended it, half a stack must not stay
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-    _sync(folder or ".")
 
 
 def _write_images(path, temporary, pairs, pixel_size_A):
@@ -339,7 +336,7 @@ def _attribute(what, name, value):
     return as_float if array.ndim == 1 and (as_float == numbers).all() else numbers
 
 
-def _column(name, values, n_images):
+def encode_column(name, values, n_images):
     """A header of all images as ``n_images`` arrays ready for :func:`_write_header`."""
     if len(values) != n_images:
         raise InputError(f"{len(values)} values of {name} for {n_images} images: give one for each")
@@ -415,7 +412,11 @@ def _write_header(group, name, value):
 
 def _header(group, name):
     """One header of an image as a Python value (:meth:`HdfStack.header`), None if it is absent or empty."""
-    key = _key(name)
+    return _value(group, _key(name))
+
+
+def _value(group, key):
+    """One attribute as a Python value, None if it is absent or empty."""
     if not h5a.exists(group, key):
         return None
     attribute = h5a.open(group, key)
@@ -433,6 +434,25 @@ def _header(group, name):
     if isinstance(value, bytes):  # bytes that are no UTF-8 pass through and are written back as they were
         return value.split(b"\0")[0].decode("utf-8", "surrogateescape")
     return value
+
+
+def _number(group, name, where):
+    """A header that must be a number, None if it is absent."""
+    return single_number(_header(group, name), f"{name} of {where}")
+
+
+def single_number(value, what):
+    """``value``, a number or None; InputError, in which ``what`` names it, if it is anything else."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    got = f"{value!r:.60}" if np.ndim(value) == 0 else f"{np.size(value)} values"
+    raise InputError(f"{what} is {got}: it must be one number; write the file again with EMAN2")
+
+
+def pixel_size(apix, where):
+    """``apix``, the header apix_x of ``where``, as a length in A, None where it says nothing."""
+    apix = single_number(apix, f"apix_x of {where}")
+    return float(apix) if apix is not None and math.isfinite(apix) and apix > 0 else None
 
 
 def _types(htype):
@@ -456,13 +476,13 @@ def _names(group):
 
 def _count(path, images):
     """The number of images; InputError unless they are numbered from 0 to ``imageid_max`` without a hole."""
-    if not h5a.exists(images, b"imageid_max"):
+    last = single_number(_value(images, b"imageid_max"), f"imageid_max of {path}")
+    if last is None:
         raise InputError(f"{path} has no imageid_max on /MDF/images: it is no EMAN2 stack, or a damaged one; "
                          f"write it again with EMAN2")
-    last = np.zeros(1, np.int64)
-    attribute = h5a.open(images, b"imageid_max")
-    attribute.read(last.reshape(attribute.shape), mtype=h5t.NATIVE_INT64)
-    n_images = int(last[0]) + 1
+    if not isinstance(last, int):
+        raise InputError(f"imageid_max of {path} is {last}: it must be a whole number; write the file again with EMAN2")
+    n_images = last + 1
     present = set(images)
     if n_images <= 0 or not present:
         raise InputError(f"{path} has no images (imageid_max={n_images - 1}): give a stack of at least one")
@@ -479,50 +499,61 @@ def _layout(path, images, index):
     The offset is -1 unless the pixels stand there as they are wanted, contiguous native float32.
     """
     where = f"image {index} of {path}"
-    group = h5g.open(images, b"%d" % index)
+    group = _open_member(h5g, images, b"%d" % index, where)
     if b"image" not in group:
         raise InputError(f"{where} has headers but no pixels: leave it out, or write it again with EMAN2")
-    dataset = h5d.open(group, b"image")
+    dataset = _open_member(h5d, group, b"image", where)
     *depth, ny, nx = (1, 1, *dataset.shape)
-    n_slices = max(math.prod(depth), _header(group, "nz") or 1)
+    n_slices = max(math.prod(depth), _number(group, "nz", where) or 1)
     if n_slices > 1:
         raise InputError(f"{where} is a volume of {n_slices} slices: give a stack of 2-D images")
-    if _header(group, "is_complex"):
+    if _number(group, "is_complex", where):
         raise InputError(f"{where} is a Fourier transform (is_complex=1): give images in real space")
     if nx != ny:
         raise InputError(f"{where} is {nx} x {ny} pixels: only square images can be used; pad or clip them")
     htype = dataset.get_type()
     if htype.get_class() not in (h5t.FLOAT, h5t.INTEGER):
         raise InputError(f"{where} has pixels of type {htype.dtype}: give whole numbers or floats")
-    plain = htype.equal(h5t.NATIVE_FLOAT) and not _header(group, "stored_renderbits")
+    plain = htype.equal(h5t.NATIVE_FLOAT) and not _number(group, "stored_renderbits", where)
     offset = dataset.get_offset() if plain else None  # None too where they lie in chunks, or nowhere yet
     return nx, -1 if offset is None else offset
 
 
 def _read_converted(path, images, index, pixels):
     """Fill ``pixels``, (box, box) float32, from an image that HDF5 must convert, unpack or scale."""
+    where = f"image {index} of {path}"
     group = h5g.open(images, b"%d" % index)
     dataset = h5d.open(group, b"image")
-    bits = _header(group, "stored_renderbits")
+    bits = _number(group, "stored_renderbits", where)
     if not bits:
         dataset.read(h5s.ALL, h5s.ALL, pixels.reshape(dataset.shape))
         return
-    low, high = _header(group, "stored_rendermin"), _header(group, "stored_rendermax")
-    if low is None or high is None:
-        raise InputError(f"image {index} of {path} is compressed (stored_renderbits={bits}) but lacks "
-                         f"stored_rendermin or stored_rendermax: write it again with EMAN2")
+    low, high = (_number(group, name, where) for name in ("stored_rendermin", "stored_rendermax"))
+    if low is None or high is None or bits not in RENDERED_BITS:
+        raise InputError(f"{where} is compressed (stored_renderbits={bits}) but lacks stored_rendermin or "
+                         f"stored_rendermax, or the bits are not 1 to 32: write it again with EMAN2")
     raw = np.empty(dataset.shape)
     dataset.read(h5s.ALL, h5s.ALL, raw)
     pixels[...] = (raw / (2**bits - 1) * (high - low) + low).reshape(pixels.shape)
+
+
+def _open_member(kind, group, name, where):
+    """The group (``kind`` h5g) or dataset (h5d) ``name``; InputError if it is of the other kind."""
+    try:
+        return kind.open(group, name)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where} is not a group with a dataset called image, as EMAN2's are: write it again with "
+                         f"EMAN2") from None
 
 
 @contextmanager
 def _open_images(path, mode="r"):
     """The low-level group ``/MDF/images``, as long as the context lasts."""
     with _open_file(path, mode) as file:
-        if "MDF/images" not in file:
+        images = file.get("MDF/images")
+        if not isinstance(images, h5py.Group):
             raise InputError(f"{path} has no group /MDF/images: it is HDF5, but no EMAN2 stack")
-        yield file["MDF/images"].id
+        yield images.id
 
 
 def _open_file(path, mode):
@@ -541,8 +572,7 @@ def _open_file(path, mode):
     except OSError as error:
         if not h5py.is_hdf5(path):
             raise InputError(f"{path} is not an HDF5 file: give one that EMAN2 wrote") from None
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be opened, HDF5 says: {reason}; copy it again if it is cut short or "
+        raise InputError(f"{path} cannot be opened, HDF5 says: {_one_line(error)}; copy it again if it is cut short or "
                          f"damaged") from None
 
 
@@ -565,10 +595,17 @@ def _in_use(path):
     return f"{path} is open in another program, which locked it: close it there and run again"
 
 
-def _sync(path):
-    """Have what was written to a file or folder on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _failing_in_one_line(what):
+    """Have a failure of the disk, which HDF5 tells in many lines, begin with ``what`` and end with its reason."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: h5py, where it cannot write the rest on closing
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else _one_line(error)
+        raise OSError(f"{what}: {reason}") from error
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
