@@ -72,19 +72,20 @@ def update_classes(sums, found, references, particles, settings, rng):
     order = np.argsort(found.assign, kind="stable")
     counts = np.bincount(found.assign, minlength=len(references))
     members = np.split(order, np.cumsum(counts)[:-1])
-    updates = [_averaged(k, sums, members[k], found.poses, settings) if counts[k] >= SMALLEST_CLASS else None
+    updates = [_averaged(k, sums, k, members[k], found.poses, settings) if counts[k] >= SMALLEST_CLASS else None
                for k in range(len(references))]
     replace = VANISHED[settings.vanished](members, found, references, particles, settings, rng)
     return [replace(k) if update is None else update for k, update in enumerate(updates)]
 
 
-def _averaged(k, sums, members, poses, settings):
-    halves = sums.halves(k)
+def _averaged(k, sums, row, members, poses, settings):
+    """The update of class ``k``, whose sums are in ``row``."""
+    halves = sums.halves(row)
     total, n_members = halves.sum(axis=0), len(members)
     if sums.ctf_sums is None:
         mean = total / n_members
     else:
-        weights = sums.ctf_sq(k)
+        weights = sums.ctf_sq(row)
         halves = [wiener_divide(half, weight, settings.snr) for half, weight in zip(halves, weights, strict=True)]
         mean = wiener_divide(total, weights.sum(axis=0), settings.snr)
     frc = average.frc(*halves)
@@ -104,13 +105,18 @@ def _call(settings, k, center, mean, frc):
         image, shift, *rest = settings.function(settings.mask, center, mean, frc)
         image, shift = np.asarray(image, np.float32), np.asarray(shift, np.float64)
     except Exception as error:
-        raise RuntimeError(f"reference function {name} failed for class {k}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"reference function {name} failed for class {k}: {reason}") from error
     if image.shape != mean.shape or shift.shape != (2,):
         raise RuntimeError(f"reference function {name} returned for class {k} a reference of shape {image.shape} and a "
                            f"shift of shape {shift.shape}: it must return {mean.shape} and (2,)")
     if not np.isfinite(image).all() or not np.isfinite(shift).all():
         raise RuntimeError(f"reference function {name} returned NaN or infinite numbers for class {k}")
-    return image, shift, (rest[0] if rest else None)
+    fitted = rest[0] if rest else None
+    if not isinstance(fitted, reference.TanhFilter | None):
+        raise RuntimeError(f"reference function {name} returned for class {k} as its filter {fitted!r}: it must return "
+                           f"a TanhFilter, or nothing after the shift")
+    return image, shift, fitted
 
 
 def _mean_shift(poses):
@@ -159,7 +165,7 @@ def _split_largest(members, found, references, particles, settings, rng):
             numbers = worse[first:first + size]
             sums.add(particles.read(numbers), found.poses[numbers], np.zeros(len(numbers), np.int32), numbers,
                      particles.ctf_sq(numbers))
-        split = _averaged(0, sums, worse, found.poses, settings)
+        split = _averaged(k, sums, 0, worse, found.poses, settings)
         return ClassUpdate(split.image, members[k], len(members[k]))
     return replace
 

@@ -6,13 +6,14 @@ used, for the log; see :func:`ref_ali2d`. Arrays in, arrays out. Imports average
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import os
+import types
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
+from scipy.ndimage import distance_transform_edt
 from scipy.optimize import minimize
 
 from mrefali import average as averages
@@ -117,7 +118,9 @@ def find_center(image, mask, center):
     """Centre (x, y) in px from the centre pixel that ``center`` asks for, see ``CENTERINGS``.
 
     Those by correlation take the highest peak, moved to the vertex of a parabola along each axis, and repeat with
-    the image moved there until it moves by less than ``CENTERED_PX``.
+    the image moved there until it moves by less than ``CENTERED_PX``, never farther than the mask is deep:
+    in a poor average noise correlates too. They want the whole image, bright on dark where
+    it is held against the mask: one cut out by the mask correlates with the rim of its own hole.
     """
     if not np.isscalar(center):
         return np.asarray(center, np.float64)
@@ -125,22 +128,35 @@ def find_center(image, mask, center):
         return np.zeros(2)
     if center == 1:
         return phase_center(image)
-    target = {2: lambda moved: mask, 3: rotational_average}[center]
+    depth = mask_depth(mask)
     place = np.zeros(2)
     for _ in range(CENTERING_ROUNDS):
         moved = fourier_shift(image, -place)
-        step = correlation_peak(moved, target(moved))
+        step = correlation_peak(moved, rotational_average(moved) if center == 3 else depth, place, depth.max())
         place += step
         if np.hypot(*step) < CENTERED_PX:
             break
     return place
 
 
-def correlation_peak(image, target):
-    """(x, y) px by which ``target`` must be moved to correlate best with ``image``; both (n, n), cyclic."""
+def mask_depth(mask):
+    """Distance in px of each pixel within ``mask`` (n, n) from its edge, 0 outside.
+
+    Within the mask itself a small particle correlates the same wherever it lies; with its depth, in the middle best.
+    """
+    return distance_transform_edt(np.pad(mask > 0.5, 1))[1:-1, 1:-1]  # the image's edge is one of the mask's
+
+
+def correlation_peak(image, target, place=(0.0, 0.0), farthest=np.inf):
+    """(x, y) px by which ``target`` must be moved to correlate best with ``image``; both (n, n), cyclic.
+
+    Together with ``place``, the way come before, it leads no farther than ``farthest`` px, but for the parabola.
+    """
     n = image.shape[0]
     ccf = scipy.fft.irfft2(scipy.fft.rfft2(image) * scipy.fft.rfft2(target).conj(), s=(n, n))
-    y, x = np.unravel_index(np.argmax(ccf), ccf.shape)
+    d = scipy.fft.fftfreq(n, 1 / n)
+    allowed = np.hypot(d[:, None] + place[1], d + place[0]) <= farthest
+    y, x = np.unravel_index(np.argmax(np.where(allowed, ccf, -np.inf)), ccf.shape)
     about = np.arange(-1, 2)
     return np.array([_vertex(ccf[y, (x + about) % n], x, n), _vertex(ccf[(y + about) % n, x], y, n)])
 
@@ -149,7 +165,8 @@ def _vertex(values, index, n):
     """Place of the vertex of a parabola through three values about ``index``, between -n/2 and n/2."""
     left, middle, right = values
     curvature = left - 2 * middle + right
-    offset = 0.5 * (left - right) / curvature if curvature else 0.0
+    # at the border of what is allowed the middle need not be the highest
+    offset = float(np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)) if curvature else 0.0
     return (index + n // 2) % n - n // 2 + offset
 
 
@@ -199,9 +216,9 @@ def ref_lowpass(mask, center, average, frc, cutoff, falloff=0.2):
 
 
 def ref_symmetry(mask, center, average, frc, order):
-    """As :func:`ref_ali2d`, then averaged over the rotations of C_n about the centre; ``order`` is n, 1 or more."""
-    if not order >= 1 or order != int(order):
-        raise InputError(f"function=ref_symmetry,{order:g} is not allowed: give a whole number of at least 1")
+    """As :func:`ref_ali2d`, then averaged over the rotations of C_n about the centre; ``order`` is n, 1 to 360."""
+    if not 1 <= order <= 360 or order != int(order):
+        raise InputError(f"function=ref_symmetry,{order:g} is not allowed: give a whole number from 1 to 360")
     reference, shift, fitted = ref_ali2d(mask, center, average, frc)
     turns = geometry.make_poses(360.0 * np.arange(order) / order)
     copies = np.repeat(reference.astype(np.float32)[None], int(order), axis=0)
@@ -209,11 +226,14 @@ def ref_symmetry(mask, center, average, frc, order):
 
 
 def _prepare(mask, center, average, low_pass_filter):
-    reference = (average - average[mask > 0.5].mean()) * mask
-    if low_pass_filter is not None:
-        reference = low_pass(reference, low_pass_filter)
-    place = find_center(reference, mask, center)
+    reference = _filtered((average - average[mask > 0.5].mean()) * mask, low_pass_filter)
+    by_correlation = np.isscalar(center) and center in (2, 3)
+    place = find_center(_filtered(average, low_pass_filter) if by_correlation else reference, mask, center)
     return (fourier_shift(reference, -place) if place.any() else reference), -place, low_pass_filter
+
+
+def _filtered(image, low_pass_filter):
+    return image if low_pass_filter is None else low_pass(image, low_pass_filter)
 
 
 #: What ``function`` may name; those with parameters take them after commas, as ``ref_lowpass,0.2``.
@@ -225,14 +245,19 @@ def find_function(text):
 
     Parameters
     ----------
-    text : str
-        ``NAME`` or ``NAME,NUMBER,...`` of ``FUNCTIONS``; ``path/to/file.py:name`` or ``module:name`` of one's own.
+    text : str or callable
+        ``NAME`` or ``NAME,NUMBER,...`` of ``FUNCTIONS``; ``path/to/file.py:name`` or ``module:name`` of one's own; or
+        the function itself.
 
     Returns
     -------
     callable
-        Of (mask, center, average, frc), see :func:`ref_ali2d`; its ``__name__`` is ``text``.
+        Of (mask, center, average, frc), see :func:`ref_ali2d`; its ``__name__`` is ``text`` if that is a str.
     """
+    if callable(text):
+        return text
+    if not isinstance(text, str):
+        raise InputError(f"function={text!r} is not allowed: give a function, or the name of one")
     if ":" in text:
         return _named(functools.partial(_load(text)), text)
     name, *numbers = text.split(",")
@@ -272,9 +297,12 @@ def _load(text):
     if place.endswith(".py"):
         if not os.path.isfile(place):
             raise FileNotFoundError(f"function={text}: there is no file {place}: give path/to/file.py:name")
-        spec = importlib.util.spec_from_file_location("mrefali_user_function", place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = types.ModuleType("mrefali_user_function")
+        module.__file__ = place
+        with open(place, "rb") as file:  # not by an import, which would leave a __pycache__ beside the file
+            exec(compile(file.read(), place, "exec"), vars(module))
+    elif not all(word.isidentifier() for word in place.split(".")):
+        raise InputError(f"function={text}: {place!r} names no module: give module:name or path/to/file.py:name")
     else:
         try:
             module = importlib.import_module(place)

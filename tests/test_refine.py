@@ -1,4 +1,4 @@
-"""The loop against its slow twin, and what becomes of classes, blocks and auto-stop."""
+"""The loop against its slow twin, and what becomes of vanished classes, blocks and auto-stop."""
 
 import random
 
@@ -9,12 +9,11 @@ import small
 from conftest import JIT
 
 from mrefali import average, particles, reference, refine
-from mrefali.average import ClassSums
-from mrefali.classes import ClassUpdate, update_classes
-from mrefali.geometry import compose, disc, identity_poses, make_poses
+from mrefali.classes import ClassUpdate
+from mrefali.geometry import compose, disc, make_poses
 from mrefali.parallel import SERIAL
 from mrefali.particles import Particles
-from mrefali.search import Alignments, Search
+from mrefali.search import Search
 
 BOX = small.BOX
 
@@ -120,74 +119,7 @@ def test_vanished_classes_are_replaced_by_the_particles_of_the_slow_twin(seed):
         assert update.frc is update.filter is update.shift is None
 
 
-def sums_of(images, assign, n_classes):
-    sums = ClassSums(n_classes, BOX, len(images), 10.0)
-    sums.add(images, identity_poses(len(images)), assign, np.arange(len(images)))
-    return sums
-
-
-def update(images, assign, n_classes, settings, poses=None, peak=None):
-    """The update of classes whose members, poses and peaks are given; the references are of zeros."""
-    n = len(images)
-    found = Alignments(assign, identity_poses(n) if poses is None else poses, np.zeros(n) if peak is None else peak)
-    return update_classes(sums_of(images, assign, n_classes), found, np.zeros((n_classes, BOX, BOX), np.float32),
-                          Particles(ArrayStack(images), settings.inside), settings, random.Random(1))
-
-
-@pytest.mark.parametrize(("count", "vanished"), [(0, True), (3, True), (4, False)])
-def test_a_class_vanishes_below_four_particles_and_keeps_its_true_count(count, vanished):
-    images = small.particles()
-    assign = np.where(np.arange(len(images)) < count, 1, 0).astype(np.int32)
-    updates = update(images, assign, 2, make_settings(images))
-    assert (updates[1].vanished, updates[1].count) == (vanished, count)
-    assert updates[1].members.size == (1 if vanished else count)
-
-
-def test_members_are_sorted_indices():
-    images = small.particles()
-    assign = (np.arange(len(images)) * 7 % 2).astype(np.int32)
-    updates = update(images, assign, 2, make_settings(images))
-    assert [c.members.tolist() for c in updates] == [np.flatnonzero(assign == k).tolist() for k in (0, 1)]
-
-
-def test_the_reference_function_gets_the_mean_of_the_members_and_the_frc_of_the_half_sums():
-    images = small.particles()
-    assign = (np.arange(len(images)) % 3 == 0).astype(np.int32)
-    calls = []
-
-    def keep(mask, center, mean, frc):
-        calls.append((center, mean, frc))
-        return mean, np.zeros(2)
-
-    settings = make_settings(images, function=keep, center=1)
-    updates = update(images, assign, 2, settings)
-    exact = images.astype(float)
-    for k, (center, mean, frc) in enumerate(calls):
-        mine = assign == k
-        even = np.arange(len(images)) % 2 == 0
-        np.testing.assert_allclose(mean, exact[mine].mean(axis=0), rtol=0, atol=1e-12)
-        np.testing.assert_allclose(frc, naive.frc(exact[mine & even].sum(axis=0), exact[mine & ~even].sum(axis=0)),
-                                   rtol=0, atol=1e-9)
-        assert center == 1
-    assert len(calls) == 2
-    assert [c.filter for c in updates] == [None, None]  # the function names none
-
-
 # --- centring
-
-
-def test_center_minus_1_passes_the_mean_shift_with_sx_of_mirrored_members_negated():
-    images, n = small.particles(), small.N_PARTICLES
-    poses = make_poses(0.0, np.where(np.arange(n) % 4 == 0, 2.0, -1.0), 0.5, (np.arange(n) % 4 == 0).astype(int))
-    centres = []
-
-    def keep(mask, center, mean, frc):
-        centres.append(center)
-        return mean, np.zeros(2)
-
-    assign = np.zeros(n, np.int32)
-    update(images, assign, 1, make_settings(images, center=-1, function=keep), poses)
-    assert centres[0].tolist() == [-1.25, 0.5]  # a quarter of -2, three quarters of -1
 
 
 def test_the_centring_shift_is_the_last_thing_a_pose_does():
