@@ -12,11 +12,13 @@ _HOMES = {
     "align": "run",
     "simulate": "simulation",
     "demo": "demonstration",
+    "info": "information",
     "header": "headers",
     "transform2d": "transforms",
     "open_stack": "io",
     "write_stack": "io",
     "InputError": "errors",
+    "RunFailed": "errors",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -1,14 +1,19 @@
 """Everything that is checked before a run creates or changes anything, the pixels of the whole stack included."""
 
+import dataclasses
+import logging
 import math
 import os
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
+from threadpoolctl import threadpool_limits
 
-from mrefali import average, ctf, geometry, reference
+from mrefali import average, ctf, geometry, parallel, reference
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
 from mrefali.io import open_stack
@@ -16,14 +21,50 @@ from mrefali.particles import Particles, StackCtf
 from mrefali.refine import AUTO_STOP_ITERATIONS, Settings
 from mrefali.search import Search
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Job:
-    """A run that has passed every check."""
+class Options:
+    """What a caller asks for, by the names of the command line; see :func:`mrefali.run.mref_ali2d`."""
+
+    mask: object
+    ir: int
+    ou: int
+    rs: int
+    xr: float
+    yr: float
+    ts: float
+    center: int
+    maxit: int
+    function: object
+    rand_seed: int
+    vanished: str
+    center_limit: float | None
+    quiet: bool
+    CTF: bool = False
+    snr: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check.
+
+    Attributes
+    ----------
+    particles : Particles
+    references : (n_references, n, n) float32
+    poses : (n_particles,) geometry.POSE
+        Where the search starts.
+    assign : (n_particles,) int64 or None
+        The classes in the headers; None where an image has none.
+    settings : Settings
+    """
 
     particles: Particles
     references: np.ndarray
     poses: np.ndarray
+    assign: np.ndarray | None
     settings: Settings
 
     @property
@@ -31,27 +72,78 @@ class Job:
         return self.particles.stack
 
 
-def prepare(stack, references, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function, rand_seed, vanished,
-             center_limit, quiet, comm, poses=None):
-    ir, ou, rs, center, maxit, rand_seed = (whole_number(name, value) for name, value in (
-        ("ir", ir), ("ou", ou), ("rs", rs), ("center", center), ("maxit", maxit), ("rand_seed", rand_seed)))
-    xr, yr, ts, snr = (real_number(name, value) for name, value in (
-        ("xr", xr), ("yr", yr), ("ts", ts), ("snr", snr)))
-    _check_choices(center, maxit, snr, vanished, center_limit)
-    _check_same_images(stack, references)
-    search = Search(stack.box, ir, geometry.default_outer_radius(stack.box) if ou == -1 else ou, rs, xr, yr, ts)
-    function = reference.find_function(function)
-    mask = _read_mask(mask, stack, search.outer_radius)
+def prepare(stack, references, options, comm, poses=None):
+    """Check everything but the places that are written to; reads the whole stack once, shared among the ranks.
+
+    Parameters
+    ----------
+    stack, references
+        As :func:`mrefali.io.open_stack` gives them, or an ``ArrayStack``.
+    options : Options
+    comm
+        See :mod:`mrefali.parallel`.
+    poses : (n_particles,) geometry.POSE, optional
+        Where the search starts; those in the headers if not given.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError, FileNotFoundError, PermissionError
+        On all ranks alike.
+    """
+    with comm.agreeing():
+        options = _check_options(options)
+        _check_same_images(stack, references)
+        ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
+        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts)
+        function = reference.find_function(options.function)
+        mask = _read_mask(options.mask, stack, search.outer_radius)
+        poses, assign = _read_poses(stack, poses), _read_classes(stack)
+        images = references.read(0, references.n_images)
+        _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
+        particles = Particles(stack, mask != 0, _read_ctf(stack, options.snr) if options.CTF else None)
+    with comm.agreeing():
+        largest = _scan_pixels(particles, *comm.share(particles.n_images))
+    settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
+                        max(comm.all_values(largest)), options.snr, options.vanished, options.center_limit,
+                        options.quiet)
+    return Plan(particles, images, poses, assign, settings)
+
+
+def _check_options(options):
+    """Those that need no file, with each number as what it stands for."""
+    numbers = {name: whole_number(name, getattr(options, name))
+               for name in ("ir", "ou", "rs", "center", "maxit", "rand_seed")}
+    numbers |= {name: real_number(name, getattr(options, name)) for name in ("xr", "yr", "ts", "snr")}
+    options = dataclasses.replace(options, **numbers)
+    _check_choices(options.center, options.maxit, options.snr, options.vanished, options.center_limit)
+    return options
+
+
+def _read_poses(stack, poses):
     if poses is None:
-        poses = stack.poses() if hasattr(stack, "poses") else geometry.identity_poses(stack.n_images)
-    elif np.shape(poses) != (stack.n_images,):
+        return stack.poses()
+    if np.shape(poses) != (stack.n_images,):
         raise InputError(f"poses has the shape {np.shape(poses)}: give one for each of the {stack.n_images} images")
-    images = references.read(0, references.n_images)
-    _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-    particles = Particles(stack, mask != 0, _read_ctf(stack, snr) if CTF else None)
-    settings = Settings(search, mask, center, maxit, function, rand_seed, _scan_pixels(particles, comm), snr, vanished,
-                        center_limit, quiet)
-    return Job(particles, images, poses, settings)
+    return poses
+
+
+def _read_classes(stack):
+    """The headers ``assign``, (n_images,) int64; None where an image has none."""
+    values = stack.column("assign")
+    for i, value in enumerate(values):
+        if value is not None and not _is_class(value):
+            raise InputError(f"{stack.path}: image {i} has assign={str(value)[:40]!r}, which is no class: set it with "
+                             f"mrefali header {shlex.quote(stack.path)} --params=assign --zero")
+    return None if any(value is None for value in values) else np.array(values, np.int64)
+
+
+def _is_class(value):
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    return number and abs(value) < 2**31 and value == int(value)  # a NaN fails the first comparison
 
 
 def _check_choices(center, maxit, snr, vanished, center_limit):
@@ -77,6 +169,7 @@ def _read_ctf(stack, snr):
     for i, text in enumerate(texts):
         if text is None:
             raise InputError(f"{stack.path}: image {i} has no header ctf: set it, or leave --CTF out")
+        text = str(text)  # parse_ctf refuses what is no text at all
         if text not in known:
             try:
                 known[text] = ctf.parse_ctf(text)
@@ -142,22 +235,14 @@ def _read_mask(mask, stack, outer_radius):
     return mask
 
 
-def _scan_pixels(particles, comm):
-    """Read the whole stack once; the largest absolute pixel after normalisation, over all ranks."""
-    largest, problem = 0.0, None
-    for first, last in particles.blocks(*comm.share(particles.n_images)):
+def _scan_pixels(particles, start, stop):
+    """Look through the particles of a rank; the largest absolute pixel after normalisation."""
+    largest = 0.0
+    for first, last in particles.blocks(start, stop):
         statistics = average.pixel_statistics(particles.multiplied(slice(first, last)), particles.inside)
-        try:
-            _check_pixels(statistics, particles.stack.path, first)
-        except InputError as error:
-            problem = error
-            break
+        _check_pixels(statistics, particles.stack.path, first)
         largest = max(largest, statistics.largest)
-    everyone = comm.all_values((largest, problem))
-    for _, problem in everyone:  # all ranks refuse together, for the first bad image of the stack
-        if problem is not None:
-            raise problem
-    return max(largest for largest, _ in everyone)
+    return largest
 
 
 def _check_pixels(statistics, path, first_index):
@@ -170,27 +255,17 @@ def _check_pixels(statistics, path, first_index):
         raise InputError(f"{path}: image {first_index + constant[0]} is constant under the mask: remove it")
 
 
-def check_places_once(stack, outdir, comm):
-    """Check at the root, and have all ranks refuse together.
+def check_places(stack, outdir, comm):
+    """Have all ranks refuse an OUTDIR that cannot be made, or a stack whose headers cannot be written.
 
-    The other ranks wait: they have read all they need for now, so none of them holds the lock that the check tries
-    for, and the root cannot make OUTDIR before they have seen that there was none.
+    The root looks and the others wait: none of them holds the lock that the check tries for, and the root cannot make
+    OUTDIR before they have seen that there was none.
     """
-    problem = None
-    if comm.is_root:
-        try:
-            _check_places(stack, outdir)
-        except (InputError, OSError) as error:
-            problem = error
-    problem = comm.from_root(problem)
-    if problem is not None:
-        raise problem
-
-
-def _check_places(stack, outdir):
-    check_new_directory(outdir)
-    if stack.write_back_obstacle() is None:
-        stack.check_writable()
+    with comm.agreeing():
+        if comm.is_root:
+            check_new_directory(outdir)
+            if stack.write_back_obstacle() is None:
+                stack.check_writable()
 
 
 def check_new_directory(path):
@@ -205,16 +280,35 @@ def check_new_directory(path):
 
 
 @contextmanager
-def use_threads(threads):
-    """Let numba use so many threads for a while."""
-    threads = whole_number("threads", threads)
-    allowed = min(numba.config.NUMBA_NUM_THREADS, len(os.sched_getaffinity(0)))
+def use_threads(threads, comm=parallel.SERIAL):
+    """Let numba use so many threads for a while, and BLAS none beside them.
+
+    Parameters
+    ----------
+    threads : int
+        0: all cores this process may use, shared fairly with the ranks that may use the same.
+    comm
+        See :mod:`mrefali.parallel`.
+    """
+    cores, sharers = comm.cores()
+    with comm.agreeing():
+        threads = _check_threads(threads, cores)
+    threads = threads or max(1, min(numba.config.NUMBA_NUM_THREADS, cores // sharers))
+    if comm.is_root and sharers * threads > cores:
+        logger.warning("%d ranks of %d threads share %d cores, which takes longer than %d threads in all: give fewer "
+                       "ranks, or --threads=%d", sharers, threads, cores, cores, max(1, cores // sharers))
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def _check_threads(threads, cores):
+    threads, allowed = whole_number("threads", threads), min(numba.config.NUMBA_NUM_THREADS, cores)
     if not 0 <= threads <= allowed:
         raise InputError(f"threads={threads} is not allowed: give 1 to {allowed} (the cores this process may use), "
                          "or 0 for all of them")
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads or allowed)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+    return threads

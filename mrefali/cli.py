@@ -21,11 +21,7 @@ from collections import deque, namedtuple
 
 import mrefali
 from mrefali.commands import COMMANDS, header, mref_ali2d, transform2d
-from mrefali.errors import InputError
-
-#: What a command raises for a bad call: one line, exit status 2. All else is a bug and keeps its traceback.
-REFUSALS = (InputError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
-            NotADirectoryError)
+from mrefali.errors import REFUSALS, InputError, RunFailed, one_line
 
 Kind = namedtuple("Kind", "placeholder allowed pattern read")
 #: How a value is written in the help, said in an error, recognised and read, by its parameter's annotation.
@@ -65,15 +61,19 @@ def _run_script(command, program, argv):
 
 
 def _exit_status(run):
-    """0 done, 2 bad call, 130 interrupted, 141 reader gone; any other exception passes through (exit 1)."""
+    """0 done, 2 bad call, 1 run failed, 130 interrupted, 141 reader gone; any other exception passes (exit 1)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names the terminal cannot show
     try:
         run()
         sys.stdout.flush()
     except REFUSALS as error:
-        print(f"mrefali: error: {_one_line(error)}", file=sys.stderr)
+        if not hasattr(error, "said_by_root"):
+            print(f"mrefali: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"mrefali: error: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mrefali: interrupted", file=sys.stderr)
         return 130
@@ -81,13 +81,6 @@ def _exit_status(run):
         _silence_stdout()
         return 141  # what the shell reports of any program that SIGPIPE ended
     return 0
-
-
-def _one_line(error):
-    """The message of an exception; of one that the operating system raised, the file and the reason."""
-    from_system = isinstance(error, OSError) and error.filename is not None
-    message = f"{os.fsdecode(error.filename)}: {error.strerror}" if from_system else str(error)
-    return message.replace("\n", "\\n")
 
 
 def _silence_stdout():

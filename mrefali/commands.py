@@ -5,8 +5,6 @@ str. In a docstring ``name : type, unit, range`` and the lines under it become o
 is imported outside a function: ``--help`` must never import numpy, numba, scipy or h5py.
 """
 
-from collections import Counter
-
 from mrefali.errors import InputError
 
 
@@ -161,34 +159,28 @@ def info(file: str):
     --------
     mrefali info out/aqm009.hdf
     """
-    from mrefali.io import open_stack
+    from mrefali.information import info
 
-    problem = None
-    try:
-        stack = open_stack(file)
-    except (InputError, OSError) as error:
-        problem = error
-        stack = open_stack(file, mixed=True)  # only a database can be listed where it cannot be aligned
-    pixel_size = "pixel size unknown" if stack.pixel_size_A is None else f"{stack.pixel_size_A:g} A a pixel"
-    size = "unequal or not square" if stack.box is None else f"of {stack.box} x {stack.box} px"
-    print(f"{file}: {stack.n_images} images {size}, {pixel_size}")
-    if problem is not None:
-        print(f"alignment refuses them: {problem}")
-    headers = stack.header_names()
+    found = info(file)
+    pixel_size = "pixel size unknown" if found.pixel_size_A is None else f"{found.pixel_size_A:g} A a pixel"
+    size = "unequal or not square" if found.box is None else f"of {found.box} x {found.box} px"
+    print(f"{file}: {found.n_images} images {size}, {pixel_size}")
+    if found.obstacle is not None:
+        print(f"alignment refuses them: {found.obstacle}")
     print("headers and the number of images that have them:")
-    for name in sorted(headers):
-        print(f"  {name:<20} {headers[name]}")
-    if "assign" in headers:
-        counts = Counter(stack.column("assign"))
-        without_class = counts.pop(None, 0)
+    for name in sorted(found.headers):
+        print(f"  {name:<20} {found.headers[name]}")
+    if found.classes is not None:
         print("particles of each class:")
-        for assign in sorted(counts):
-            print(f"  {assign:<20} {counts[assign]}")
-        if without_class:
-            print(f"  {'no class yet':<20} {without_class}")
-    if "ave_n" in headers:
+        for assign, count in found.classes.items():
+            print(f"  {assign:<20} {count}")
+        if found.without_class:
+            print(f"  {'no class yet':<20} {found.without_class}")
+        if found.not_a_class:
+            print(f"  {'not a number':<20} {found.not_a_class}")
+    if found.averages is not None:
         print("particles in each class average:")
-        for average, ave_n in enumerate(stack.column("ave_n")):
+        for average, ave_n in enumerate(found.averages):
             print(f"  {average:<20} {'unknown' if ave_n is None else ave_n}")
 
 

@@ -4,19 +4,33 @@ but errors.
 ``SERIAL`` and ``mpi()`` have the same methods, so there is one loop, and serial is size one.
 """
 
+import atexit
 import os
+import sys
+import time
+from contextlib import contextmanager
 
 import numpy as np
 
-from mrefali.errors import InputError
+from mrefali.errors import REFUSALS, InputError
 
-#: What the launchers of MPICH and Intel MPI, Open MPI, and Slurm's srun say of how many processes they started.
+#: What the launchers of MPICH and Intel MPI, Open MPI, and others say of how many processes they started.
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
+
+#: The same of Slurm's srun; it stands in the environment of a shell that srun opened, too.
+STEP_SIZE = "SLURM_STEP_NUM_TASKS"
 
 
 def launched_size():
     """Number of processes that an MPI launcher says it started, 1 without one."""
-    return max(int(os.environ.get(name) or 1) for name in LAUNCHER_SIZES)
+    # who types at a terminal within a job step starts one process; what srun itself starts has no terminal
+    names = LAUNCHER_SIZES if os.isatty(0) else (*LAUNCHER_SIZES, STEP_SIZE)
+    sizes = {name: os.environ.get(name) or "1" for name in names}
+    for name, size in sizes.items():
+        if not (size.isascii() and size.isdigit()):
+            raise InputError(f"{name}={size} in the environment, where an MPI launcher puts the number of processes it "
+                             f"started, is no number: unset {name}")
+    return max(map(int, sizes.values()))
 
 
 class Serial:
@@ -44,11 +58,39 @@ class Serial:
         """List of the ``value`` of every rank, on every rank."""
         return [value]
 
+    def barrier(self):
+        """Wait until every rank is here."""
+
+    def cores(self):
+        """Cores that this process may use, and the number of ranks of this machine that share just these."""
+        return len(os.sched_getaffinity(0)), 1
+
+    @contextmanager
+    def agreeing(self):
+        """What one rank refuses within, all refuse; nothing within may need another rank.
+
+        All raise the exception of the first rank that has one. Where that is said by the root already, it has the
+        attribute ``said_by_root``.
+        """
+        yield
+
+    @contextmanager
+    def ending_together(self):
+        """An exception that ends this rank ends the others too, which would wait for it for ever."""
+        yield
+
 
 SERIAL = Serial()
 
 #: Elements of an array that one reduction carries: in pieces of this size it is faster than whole.
 REDUCED_AT_ONCE = 1 << 18
+
+
+#: What a launcher needs to pass on the last words of a rank before it ends everything, in seconds.
+FORWARDING_S = 0.5
+
+#: How often a rank that waits for a long time looks round, in seconds.
+WAITING_S = 0.01
 
 
 class Mpi(Serial):
@@ -58,6 +100,7 @@ class Mpi(Serial):
         self._communicator, self._sum = communicator, sum_operation
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
         self.is_root = self.rank == 0
+        self._refusal = None  # that all ranks agreed upon
 
     def sum_into(self, array):
         flat = array.reshape(-1)
@@ -76,6 +119,47 @@ class Mpi(Serial):
 
     def all_values(self, value):
         return self._communicator.allgather(value)
+
+    def barrier(self):
+        request = self._communicator.Ibarrier()
+        while not request.Test():  # who waits in a Barrier keeps a core busy
+            time.sleep(WAITING_S)
+
+    def cores(self):
+        # those of other machines have cores of the same numbers
+        everyone = self.all_values((os.uname().nodename, os.sched_getaffinity(0)))
+        return len(os.sched_getaffinity(0)), everyone.count(everyone[self.rank])
+
+    @contextmanager
+    def agreeing(self):
+        problem = None
+        try:
+            yield
+        except REFUSALS as error:
+            problem = error
+        everyone = self.all_values(problem)
+        everyone[self.rank] = problem  # with its traceback
+        self._refusal = next((p for p in everyone if p is not None), None)
+        if self._refusal is not None:
+            if not self.is_root:
+                self._refusal.said_by_root = True
+            raise self._refusal
+
+    @contextmanager
+    def ending_together(self):
+        try:
+            yield
+        except BaseException as error:
+            if self.size > 1 and error is not self._refusal:
+                # not here and now: whoever called may say first what happened, and with what status it ends
+                atexit.register(self._abort, 130 if isinstance(error, KeyboardInterrupt) else 1)
+            raise
+
+    def _abort(self, status):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(FORWARDING_S)
+        self._communicator.Abort(status)
 
 
 def mpi():

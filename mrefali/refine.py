@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto, which warns in notebooks without ipywidgets
 
 from mrefali import average, geometry
 from mrefali.classes import update_classes

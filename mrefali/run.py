@@ -4,8 +4,12 @@ import datetime
 import importlib.metadata
 import logging
 import math
+import os
 import platform
+import shlex
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numba
@@ -13,19 +17,23 @@ import numpy as np
 
 import mrefali
 from mrefali import average, geometry, parallel
-from mrefali.checks import check_places_once, prepare, use_threads
+from mrefali.checks import Options, check_places, prepare, use_threads
+from mrefali.errors import InputError, RunFailed, one_line
 from mrefali.io import ArrayStack, open_stack
 from mrefali.outdir import OutputDirectory
 from mrefali.particles import BLOCK_BYTES
 from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, refine
 from mrefali.search import align as search_particles
-from mrefali.search import ring_spectra
+from mrefali.search import ring_spectra, whole_steps
 
 logger = logging.getLogger(__name__)
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
-#: Particles searched to estimate the time of a run.
+#: Particles a thread that are searched to estimate the time of a run.
 TIMED_PARTICLES = 32
+
+#: A first search that takes longer, in seconds, is being compiled.
+COMPILING_S = 3.0
 
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
@@ -57,7 +65,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Weight by the CTF in the headers ``ctf``; particles whose ``ctf_applied`` is 1 are multiplied by it already.
     snr : float
         Signal-to-noise ratio of the Wiener term.
-    user_func_name : str
+    user_func_name : str or callable
         Reference function, see :func:`mrefali.reference.find_function`.
     rand_seed : int
         Seed of the draws that replace vanished classes.
@@ -69,7 +77,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     center_limit : float, optional, px
         An average whose centre lies farther out is left where it is.
     threads : int
-        Threads of this process; 0: all cores it may use.
+        Threads of this process; 0: all cores it may use, shared among the MPI ranks that may use the same.
     quiet : bool
         Report warnings only.
     check : bool
@@ -78,26 +86,33 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     Raises
     ------
     InputError, FileNotFoundError, FileExistsError, PermissionError
-        Before anything is created or changed.
+        Before anything is created or changed; under MPI on all ranks alike.
+    RunFailed
+        Where a file of the run cannot be read or written any more.
     """
-    options = dict(locals())
+    call = dict(locals())
     comm = parallel.communicator(MPI)
-    with use_threads(threads):
-        particles = open_stack(stack)
-        job = prepare(particles, open_stack(refim), maskfile, ir, ou, rs, xrng, yrng, step, center, maxit, CTF, snr,
-                       user_func_name, rand_seed, vanished, center_limit, quiet, comm)
-        check_places_once(particles, outdir, comm)
+    with comm.ending_together(), use_threads(threads, comm):
+        with comm.agreeing():
+            particles, references = open_stack(stack), open_stack(refim)
+        check_places(particles, outdir, comm)
+        plan = prepare(particles, references, Options(
+            mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
+            snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
+            quiet=quiet), comm)
+        _compile(plan, comm)
         if check:
             if comm.is_root:
-                _report_range(job)
-                _report_estimates(job, comm)
-            return
-        if comm.is_root:
+                _report_range(plan)
+                _report_obstacle(particles.write_back_obstacle(), particles.path, outdir)
+                _report_estimates(plan, comm)
+        elif comm.is_root:
             with OutputDirectory(outdir, particles.pixel_size_A) as output:
-                _run_and_write(job, output, options, comm)
+                _run_and_write(plan, output, call, comm)
         else:
-            for _ in refine(job.particles, job.references, job.poses, job.settings, comm):
-                pass
+            with _files_may_fail(f"{stack} is as it was"):
+                for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm):
+                    pass
 
 
 @dataclass(frozen=True)
@@ -151,94 +166,148 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     -------
     Aligned
     """
+    comm = parallel.SERIAL
     with use_threads(threads):
-        job = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), mask, ir, ou, rs, xr, yr, ts,
-                       center, maxit, False, 1.0, function, rand_seed, vanished, center_limit, quiet, parallel.SERIAL,
-                       poses)
-        return Aligned(list(refine(job.particles, job.references, job.poses, job.settings, parallel.SERIAL)))
+        plan = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), Options(
+            mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
+            rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet), comm, poses)
+        _compile(plan, comm)
+        return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
 # --- what is reported and written
 
 
-def _run_and_write(job, output, options, comm):
-    parameters = _describe(job, options, comm)
-    output.write_parameters(parameters)
-    for name, value in parameters.items():
-        details.debug("%s: %s", name, value)
-    _report_range(job)
-    obstacle = job.stack.write_back_obstacle()
-    if obstacle is not None:
-        logger.warning("the headers of %s cannot be written back: %s; poses and classes will go into %s",
-                       job.stack.path, obstacle, output.path)
-    output.write_start(_present_classes(job.stack), job.poses)
-    iterations = job.settings.maxit or AUTO_STOP_ITERATIONS
-    for iteration in refine(job.particles, job.references, job.poses, job.settings, comm):
-        output.write_iteration(iteration)
-        _report_iteration(iteration, iterations, job.settings)
-    output.write_end(iteration)
-    matrices = geometry.to_matrices(iteration.poses)
-    if obstacle is None:
-        job.stack.write_columns({"xform.align2d": matrices, "assign": iteration.assign})
-        written = f"the headers of {job.stack.path}"
-    else:
-        written = output.write_poses_stack(job.stack, matrices, iteration.assign)
+def _run_and_write(plan, output, call, comm):
+    stack, settings = plan.stack, plan.settings
+    with _files_may_fail(f"what was finished is in {output.path}, and {stack.path} is as it was"):
+        parameters = _describe(plan, call, comm)
+        output.write_parameters(parameters)
+        for name, value in parameters.items():
+            details.debug("%s: %s", name, value)
+        _report_range(plan)
+        obstacle = stack.write_back_obstacle()
+        _report_obstacle(obstacle, stack.path, output.path)
+        output.write_start(plan.assign, plan.poses)
+        for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
+            output.write_iteration(iteration)
+            _report_iteration(iteration, settings)
+        output.write_end(iteration)
+    written = _write_back(stack, iteration, output, obstacle)
     logger.info("done: averages and FRC curves in %s, xform.align2d and assign in %s", output.path, written)
 
 
-def _present_classes(stack):
-    """The ``assign`` headers, or None where an image has none."""
-    assign = stack.column("assign")
-    return None if any(value is None for value in assign) else np.array(assign)
+def _write_back(stack, iteration, output, obstacle):
+    """Poses and classes into the headers of the stack, or else into OUTDIR; where they are."""
+    table, matrices = f"{output.path}/poses.csv", geometry.to_matrices(iteration.poses)
+    state = f"but the run is done, its result in {table}"
+    if obstacle is not None:
+        with _files_may_fail(state):
+            return output.write_poses_stack(stack, matrices, iteration.assign)
+    columns = {"xform.align2d": matrices, "assign": iteration.assign}
+    with _files_may_fail(f"{state}: mrefali header {shlex.quote(stack.path)} --params={','.join(columns)} "
+                         f"--import={shlex.quote(table)} puts it into the headers"):
+        stack.write_columns(columns)
+    return f"the headers of {stack.path}"
 
 
-def _describe(job, options, comm):
-    """Every option, what it came to, and every version."""
-    search = job.settings.search
+@contextmanager
+def _files_may_fail(state):
+    """Turn what a file does to a run that has begun into one line, which ends with the state of things."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise RunFailed(f"{one_line(error)}; {state}") from error
+
+
+def _compile(plan, comm):
+    """Have the root compile the search, or load it, before the other ranks find it in the cache."""
+    if comm.is_root:
+        notice = threading.Timer(COMPILING_S, logger.info, [
+            "compiling the search, once an installation: it takes about half a minute"])
+        notice.start()
+        try:
+            _search_and_sum_few(plan, 1)
+        finally:
+            notice.cancel()
+    comm.barrier()
+
+
+def _search_and_sum_few(plan, n_particles):
+    """Do with the first particles what an iteration does with all; the seconds it took."""
+    search, few = plan.settings.search, slice(0, n_particles)
+    spectra = ring_spectra(average.normalize_references(plan.references, plan.settings.inside), search)
+    sums = average.ClassSums(len(plan.references), search.box, plan.stack.n_images, plan.settings.largest,
+                             plan.particles.ctf is not None)
+    began = time.perf_counter()
+    images = plan.particles.read(few)
+    found = search_particles(images, plan.poses[few], spectra, search)
+    sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
+    return time.perf_counter() - began
+
+
+def _describe(plan, call, comm):
+    """Every option of the call, what it came to, and every version."""
+    search = plan.settings.search
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")}
     return {
-        **{name: value if isinstance(value, (str, int, float, bool, type(None))) else "array"
-           for name, value in options.items()},
+        **{name: _plain(value) for name, value in call.items()},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "n_particles": job.stack.n_images, "n_references": len(job.references), "box": search.box,
-        "pixel_size_A": job.stack.pixel_size_A, "inner_radius": search.inner_radius,
+        "n_particles": plan.stack.n_images, "n_references": len(plan.references), "box": search.box,
+        "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
         "ranks": comm.size, "threads_used": numba.get_num_threads(),
         "mrefali": mrefali.__version__, "python": platform.python_version(), **versions,
     }
 
 
-def _report_range(job):
-    """Log the translations that are really tried, and warn where ``ou`` cuts what was asked for (NEEDS 15)."""
-    search = job.settings.search
+def _plain(value):
+    """An option of the call as ``parameters.json`` can hold it."""
+    if callable(value):
+        return getattr(value, "__qualname__", repr(value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return "array" if isinstance(value, np.ndarray | list) else value
+
+
+def _report_range(plan):
+    """Log the translations that are really tried, and warn where they are fewer than asked for (NEEDS 15)."""
+    search = plan.settings.search
     lines = []
     for axis, half in (("x", search.xr), ("y", search.yr)):
-        left, right = geometry.search_range(half, 0.0, search.box, search.outer_radius)
-        low, high = -math.floor(left / search.shift_step), math.floor(right / search.shift_step)
-        lines.append(f"{axis} {low * search.shift_step:g} to {high * search.shift_step:g} px")
-        if min(left, right) < half:
-            short = half - min(left, right)
+        limits = geometry.search_range(half, 0.0, search.box, search.outer_radius)
+        left, right = whole_steps(np.array(limits), search.shift_step) * search.shift_step
+        lines.append(f"{axis} {0 - left:g} to {right:g} px")
+        if min(limits) < half:
+            short = half - min(limits)
             logger.warning("%sr=%g is cut to %g for a centred particle, since the disc of radius ou=%d must stay "
-                           "inside the %d-pixel image: ou=%d would leave it whole", axis, half, half - short,
+                           "inside the %d-pixel image: ou=%d would leave it whole", axis, half, min(left, right),
                            search.outer_radius, search.box, search.outer_radius - math.ceil(short))
+        elif left < half - 1e-5:
+            logger.warning("%sr=%g is no whole number of steps of ts=%g: the search ends at %g", axis, half,
+                           search.shift_step, left)
     logger.info("%d particles of %d x %d px, %d references, rings %d to %d px in steps of %d; search for a centred "
-                "particle: %s, in steps of %g px", job.stack.n_images, search.box, search.box, len(job.references),
+                "particle: %s, in steps of %g px", plan.stack.n_images, search.box, search.box, len(plan.references),
                 search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step)
 
 
-def _report_estimates(job, comm):
+def _report_obstacle(obstacle, stack, outdir):
+    """Warn that the poses will not be in the headers, where something is in the way."""
+    if obstacle is not None:
+        logger.warning("the headers of %s cannot be written back: %s; poses and classes will go into %s", stack,
+                       obstacle, outdir)
+
+
+def _report_estimates(plan, comm):
     """Time a few particles, and add up the arrays."""
-    search, n_particles = job.settings.search, job.stack.n_images
-    sample = job.particles.read(slice(0, min(TIMED_PARTICLES, n_particles)))
-    spectra = ring_spectra(average.normalize_references(job.references, job.settings.inside), search)
-    search_particles(sample, job.poses[:len(sample)], spectra, search)  # compiles
-    began = time.perf_counter()
-    search_particles(sample, job.poses[:len(sample)], spectra, search)
-    seconds = (time.perf_counter() - began) / len(sample) * n_particles / comm.size
-    pixels = 4 * search.box**2
-    megabytes = (3 * min(BLOCK_BYTES, pixels * n_particles) + 6 * len(job.references) * 2 * pixels
+    n_particles, pixels = plan.stack.n_images, 4 * plan.settings.search.box**2
+    timed = min(TIMED_PARTICLES * numba.get_num_threads(), n_particles)
+    seconds = _search_and_sum_few(plan, timed) / timed * n_particles / comm.size
+    megabytes = (3 * min(BLOCK_BYTES, pixels * n_particles) + 6 * len(plan.references) * 2 * pixels
                  + 200 * n_particles) / 2**20 + 250  # 250 MB: Python, numba and the compiled search
-    iterations = job.settings.maxit or AUTO_STOP_ITERATIONS
+    iterations = plan.settings.maxit or AUTO_STOP_ITERATIONS
     logger.info("estimate: about %s an iteration, %s for %d, on %d threads of %d ranks; about %d MB of memory a rank",
                 _duration(seconds), _duration(seconds * iterations), iterations, numba.get_num_threads(), comm.size,
                 megabytes)
@@ -248,7 +317,7 @@ def _duration(seconds):
     return f"{seconds:.2g} s" if seconds < 99.5 else str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _report_iteration(iteration, iterations, settings):
+def _report_iteration(iteration, settings):
     counts = np.array([c.count for c in iteration.classes])
     for k, c in enumerate(iteration.classes):
         if c.vanished:
@@ -262,9 +331,10 @@ def _report_iteration(iteration, iterations, settings):
     if far:
         logger.warning("iteration %d: the centres of classes %s lie beyond a quarter of the radius (farthest %.1f px), "
                        "which a centring that fails looks like; center_limit leaves such an average where it is",
-                       iteration.number + 1, ", ".join(map(str, far)), max(far.values()))
+                       iteration.number, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
-    logger.info("iteration %d/%d: criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed class; "
-                "%.2f s, %.0f particles/s", iteration.number + 1, iterations, iteration.criterion, counts.min(),
+    logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
+                "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
+                settings.maxit or f"at most {AUTO_STOP_ITERATIONS}", iteration.criterion, counts.min(),
                 np.median(counts), counts.max(), f", {vanished} vanished" if vanished else "",
                 100 * iteration.changed.mean(), iteration.seconds, len(iteration.assign) / iteration.seconds)

@@ -13,6 +13,9 @@ DATA = Path(__file__).parent / "data"
 CASES = ("typical", "continued", "odd_box_subpixel", "vanished", "center_mean", "soft_mask", "mask_rotation_only",
          "ctf")
 
+#: An option's name on the command line where it differs from that of the Python call.
+WORDS = {"xrng": "xr", "yrng": "yr", "step": "ts"}
+
 
 @dataclass(frozen=True)
 class Case:

@@ -249,8 +249,8 @@ def test_a_file_that_may_not_be_read_is_refused(open_folder, capsys, name):
 def test_a_stack_that_may_not_be_written_is_refused(open_folder, capsys):
     os.chmod("stack.hdf", 0o444)
     with ordinary_user():
-        refuse(capsys, open_folder, small.WORDS, r"stack.hdf cannot be written to \(Permission denied\), but its "
-               r"headers have to be: allow it with chmod u\+w, or work on a copy")
+        refuse(capsys, open_folder, small.WORDS, r".*/stack.hdf cannot be written to, but the headers of "
+               r"stack.hdf have to be: allow it with chmod u\+w, or work on a copy")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(open_folder, capsys):
@@ -274,6 +274,68 @@ def test_an_outdir_in_no_folder_is_refused(folder, capsys):
     assert re.fullmatch("mrefali: error: none/out: its parent directory /.*/none does not exist: make it first\n",
                         capsys.readouterr().err)
     assert small.snapshot(folder) == before
+
+
+def test_places_are_looked_at_before_the_pixels(folder, capsys):
+    set_one_pixel("stack.hdf", 0, np.nan)
+    make_directory("out")
+    refuse(capsys, folder, small.WORDS, "out: the output directory exists already: give a new name, or remove it")
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2], "f4"), np.array([1.5], "f4"), np.array([np.nan], "f4"),
+                                   np.array([3e9], "f8"), np.bytes_("one")], ids=str)
+def test_a_class_that_is_no_whole_number_is_refused_with_its_image(folder, capsys, value):
+    assert cli.main(["header", "stack.hdf", "--params=assign", "--zero"]) == 0
+    set_header("stack.hdf", 7, "assign", value)
+    capsys.readouterr()
+    refuse(capsys, folder, small.WORDS, "stack.hdf: image 7 has assign='.*', which is no class: set it with mrefali "
+           "header stack.hdf --params=assign --zero")
+    assert cli.main(["header", "stack.hdf", "--params=assign", "--zero"]) == 0
+    assert cli.main(["mref_ali2d", "stack.hdf", "refs.hdf", "out", *small.WORDS, "--maxit=1"]) == 0
+
+
+def test_a_class_that_is_a_whole_number_in_another_form_is_taken(folder):
+    assert cli.main(["header", "stack.hdf", "--params=assign", "--zero"]) == 0
+    set_header("stack.hdf", 7, "assign", np.array([3.0], "f4"))
+    assert cli.main(["mref_ali2d", "stack.hdf", "refs.hdf", "out", *small.WORDS, "--maxit=1"]) == 0
+    assert small.read_table("out/poses_before.csv")["assign"] == [3.0 if i == 7 else 0.0 for i in range(24)]
+
+
+# ---- the CTF -----------------------------------------------------------------------------------------------
+
+GOOD_CTF = "E1.5 0 0 50 10 300 2 2.5 0 0 0"
+
+
+@pytest.mark.parametrize(("value", "message"), [
+    (None, "stack.hdf: image 7 has no header ctf: set it, or leave --CTF out"),
+    (GOOD_CTF.replace("300", "3"), "stack.hdf: image 7: ctf: voltage_kV=3 makes no sense: 10 to 3000 is allowed; .*"),
+    (GOOD_CTF.replace("300", "300000"), "stack.hdf: image 7: ctf: voltage_kV=300000 makes no sense: 10 to 3000 .*"),
+    (GOOD_CTF.replace("2.5", "0"), "stack.hdf: image 7: ctf: pixel_size_A=0 makes no sense: 0.01 to 1000 is .*"),
+    (GOOD_CTF.replace("2.5", "nan"), "stack.hdf: image 7: ctf: pixel_size_A=nan makes no sense: 0.01 to 1000 .*"),
+    (GOOD_CTF.replace("2.5", "2.6"), "stack.hdf: image 7 has a CTF of pixel size 2.6 A, but image 0 of 2.5 A: a stack "
+     "has one pixel size"),
+    ("O1.5 50 1", r"stack.hdf: image 7: ctf='O1.5 50 1' is not understood: give E and at least 8 numbers .*"),
+    ("none", r"stack.hdf: image 7: ctf='none' is not understood: .*"),
+    (np.array([7], "i4"), "stack.hdf: image 7: ctf='7' is not understood: .*"),
+])
+def test_a_ctf_that_is_absent_or_makes_no_sense_is_refused_with_its_image(folder, capsys, value, message):
+    if value is None:
+        delete_header("stack.hdf", 7, "ctf")
+    else:
+        set_header("stack.hdf", 7, "ctf", np.bytes_(value) if isinstance(value, str) else value)
+    refuse(capsys, folder, [*small.WORDS, "--CTF"], message)
+
+
+def test_the_ctf_is_not_looked_at_without_the_option(folder, capsys):
+    delete_header("stack.hdf", 7, "ctf")
+    assert cli.main(["mref_ali2d", "stack.hdf", "refs.hdf", "out", *small.WORDS, "--maxit=1"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_ctf_applied_that_says_neither_yes_nor_no_is_refused(folder, capsys):
+    set_header("stack.hdf", 7, "ctf_applied", np.array([2], "i4"))
+    refuse(capsys, folder, [*small.WORDS, "--CTF"], r"stack.hdf: image 7 has ctf_applied=2: 0 \(not multiplied by the "
+           r"CTF\) or 1 \(multiplied\) is allowed")
 
 
 # ---- options -----------------------------------------------------------------------------------------------
@@ -310,6 +372,7 @@ WHOLE, NUMBER = "a whole number", "a finite number"
     (["--function=ref_lowpass,0.7"], "function=ref_lowpass,0.7,0.2 is not allowed: give a cutoff .*"),
     (["--function=ref_symmetry,x"], "function=ref_symmetry,x is not allowed: give ref_symmetry,ORDER, with numbers"),
     (["--function=none.py:name"], "function=none.py:name: there is no file none.py: give path/to/file.py:name"),
+    (["--function=:x"], "function=:x: '' names no module: give module:name or path/to/file.py:name"),
     (["--function=json:name"], "function=json:name: json has no function name: .*"),
     (["--function=ref_ali3d"], "function=ref_ali3d is not known: give one of ref_ali2d.*"),
     (["--threads=-1"], "threads=-1 is not allowed: give 1 to [0-9]+ .*, or 0 for all of them"),
@@ -334,3 +397,19 @@ def test_one_process_of_a_launcher_needs_no_mpi(folder, monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "1")
     assert cli.main(["mref_ali2d", "stack.hdf", "refs.hdf", "out", *small.WORDS, "--maxit=1"]) == 0
     assert None not in open_stack("stack.hdf").column("assign")
+
+
+def test_a_number_of_processes_that_is_none_is_refused(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "x")
+    refuse(capsys, folder, small.WORDS, "PMI_SIZE=x in the environment, where an MPI launcher puts the number of "
+           "processes it started, is no number: unset PMI_SIZE")
+
+
+def test_a_reference_function_whose_file_fails_keeps_its_traceback_and_nothing_is_created(folder, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    Path("own.py").write_text("1 / 0\n")
+    before = small.snapshot(folder)
+    with pytest.raises(ZeroDivisionError, match="division by zero") as caught:
+        cli.main(["mref_ali2d", "stack.hdf", "refs.hdf", "out", *small.WORDS, "--function=own.py:flat"])
+    assert str(caught.traceback[-1].path).endswith("own.py")
+    assert small.snapshot(folder) == before

@@ -359,7 +359,7 @@ class Stack:
 
 
 def open_instead(monkeypatch, stack):
-    replace_module(monkeypatch, "io", open_stack=lambda path: stack)
+    monkeypatch.setattr("mrefali.information.open_stack", lambda path: stack)
 
 
 def test_info_counts_the_particles_of_each_class(monkeypatch, capsys):
@@ -371,6 +371,14 @@ def test_info_counts_the_particles_of_each_class(monkeypatch, capsys):
         ["assign", "4"], ["ctf", "5"],
         "particles of each class:".split(),
         ["0", "1"], ["2", "3"], ["no", "class", "yet", "1"]]
+
+
+def test_info_counts_what_is_no_class_apart(monkeypatch, capsys):
+    open_instead(monkeypatch, Stack({"assign": [1, [1, 2], "one", 0.0, None]}))
+    assert cli.main(["info", "stack.hdf"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[-5:]] == [
+        "particles of each class:".split(), ["0.0", "1"], ["1", "1"], ["no", "class", "yet", "1"],
+        ["not", "a", "number", "2"]]
 
 
 def test_info_tells_the_size_of_each_class_average(monkeypatch, capsys):

@@ -9,6 +9,7 @@ of these 98% within 0.1 degree and 0.05 px, averages correlating above 0.999.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import golden
@@ -19,25 +20,23 @@ import small
 from test_io_hdf import contents
 
 import mrefali
-from mrefali.io import open_stack
+from mrefali.ctf import CtfKernels, parse_ctf, premultiply
+from mrefali.io import open_stack, write_stack
 
 pytestmark = pytest.mark.jit_only
 
-#: Every case that this version computes, with every number of iterations that the original was run with.
-RUNS = [(name, maxit) for name in golden.CASES if name != "ctf" for maxit in golden.load(name).iterations]
+#: Every case, with every number of iterations that the original was run with.
+RUNS = [(name, maxit) for name in golden.CASES for maxit in golden.load(name).iterations]
 
 #: In px: the original's headers hold float32, and its centring follows a filter that is the same to 0.002 only.
 SAME_SHIFT = 2e-3
-
-#: An option's name on the command line where it differs from that of the Python call.
-WORDS = {"xrng": "xr", "yrng": "yr", "step": "ts"}
 
 
 class Finished:
     """One run of a golden case, and the files it wrote."""
 
-    def __init__(self, name, maxit, folder):
-        self.case, self.maxit = golden.load(name), maxit
+    def __init__(self, name, maxit, folder, **changes):
+        self.case, self.maxit = replace(golden.load(name), **changes), maxit
         files = self.case.write(folder)
         self.stack, self.outdir = open_stack(files[0]), Path(files[2])
         mrefali.mref_ali2d(*files, maxit=maxit, **self.case.call)
@@ -114,11 +113,11 @@ def test_filters_of_the_first_iteration_are_the_originals(run):
 
 # ---- the same through the command line --------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["odd_box_subpixel", "mask_rotation_only"])
+@pytest.mark.parametrize("name", ["odd_box_subpixel", "mask_rotation_only", "ctf"])
 def test_an_old_script_finds_the_same_as_the_python_call(tmp_path, name):
     python = Finished(name, 2, tmp_path / "python")
     files = python.case.write(tmp_path / "script")
-    options = [f"--{WORDS.get(key, key)}={value}" for key, value in python.case.call.items()]
+    options = [f"--{golden.WORDS.get(key, key)}={value}" for key, value in python.case.call.items()]
     done = subprocess.run([Path(sys.executable).parent / "sxmref_ali2d.py", *files, *options, "--maxit=2"],
                           capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -130,6 +129,76 @@ def test_an_old_script_finds_the_same_as_the_python_call(tmp_path, name):
         elif file.suffix in (".csv", ".txt"):
             assert (outdir / file.name).read_bytes() == file.read_bytes()
     assert contents(files[0]) == contents(python.stack.path)
+
+
+# ---- the CTF -----------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    return Finished("ctf", 1, tmp_path_factory.mktemp("weighted"))
+
+
+def test_the_headers_of_the_ctf_keep_their_bits(weighted, tmp_path):
+    """``ctf_applied`` too: the pixels on disk are not multiplied."""
+    before, after = contents(weighted.case.write(tmp_path)[0]), contents(weighted.stack.path)
+    ours = [(f"MDF/images/{i}", f"EMAN.{name}") for i in range(120) for name in ("ctf", "ctf_applied")]
+    assert {key: after[key] for key in ours} == {key: before[key] for key in ours}
+    assert weighted.stack.column("ctf_applied") == [0] * 120
+    assert {key for key in after if after[key] != before.get(key)} == {
+        (f"MDF/images/{i}", f"EMAN.{name}") for i in range(120) for name in ("xform.align2d", "assign")}
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_particles_multiplied_before_give_the_same_to_the_bit(weighted, tmp_path, step):
+    """Every one, or every third among others that are not."""
+    images, applied = weighted.case.images.copy(), np.arange(120) % step == 0
+    parameters = np.array([parse_ctf(header["ctf"]) for header in weighted.case.headers])
+    premultiply(images, parameters, ~applied, CtfKernels(64))
+    headers = [header | {"ctf_applied": int(done)} for header, done in
+               zip(weighted.case.headers, applied, strict=True)]
+    assert np.abs(images - weighted.case.images)[applied].max() > 1
+    run = Finished("ctf", 1, tmp_path / "applied", images=images, headers=headers)
+    for name in ("poses.csv", "history.csv", "drm0000000.txt"):
+        assert (run.outdir / name).read_bytes() == (weighted.outdir / name).read_bytes()
+    assert contents(run.outdir / "aqm000.hdf") == contents(weighted.outdir / "aqm000.hdf")
+    assert run.stack.column("ctf_applied") == applied.astype(int).tolist()
+
+
+# ---- continuing --------------------------------------------------------------------------------------------
+
+FIRST = ("sxmref_ali2d.py input_stack.hdf ref_stack.hdf output_directory --ou=27 --xr=3 --yr=3 --maxit=6")
+SECOND = ("sxmref_ali2d.py input_stack.hdf output_directory/aqm005.hdf next_output_directory --ou=27 --xr=3 --yr=3 "
+          "--maxit=6")
+
+
+def test_a_run_continues_by_these_two_command_lines_and_by_these_two_calls(tmp_path, monkeypatch):
+    case, folders = golden.load("typical"), [tmp_path / "lines", tmp_path / "calls"]
+    for folder in folders:
+        folder.mkdir()
+        write_stack(folder / "input_stack.hdf", case.images, case.headers)
+        write_stack(folder / "ref_stack.hdf", case.references)
+    for line in (FIRST, SECOND):
+        done = subprocess.run(f"{Path(sys.executable).parent}/{line}".split(), cwd=folders[0], capture_output=True,
+                              text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.chdir(folders[1])
+    mrefali.mref_ali2d("input_stack.hdf", "ref_stack.hdf", "output_directory", ou=27, xrng=3, yrng=3, maxit=6)
+    between = open_stack("input_stack.hdf").poses()
+    mrefali.mref_ali2d("input_stack.hdf", "output_directory/aqm005.hdf", "next_output_directory", ou=27, xrng=3, yrng=3,
+                       maxit=6)
+    for name in ("output_directory", "next_output_directory"):
+        ours, theirs = folders[0] / name, folders[1] / name
+        assert sorted(os.listdir(ours)) == sorted(os.listdir(theirs))
+        assert contents(ours / "aqm005.hdf") == contents(theirs / "aqm005.hdf")
+        assert (ours / "poses.csv").read_bytes() == (theirs / "poses.csv").read_bytes()
+    assert contents(folders[0] / "input_stack.hdf") == contents("input_stack.hdf")
+    began = small.read_table("next_output_directory/poses_before.csv")
+    for field in ("alpha", "sx", "sy", "mirror"):
+        assert began[field] == between[field].tolist()
+    assert began["assign"] == small.read_table("output_directory/poses.csv")["assign"]
+    criterion = [small.read_table(f"{name}/history.csv")["criterion"] for name in
+                 ("output_directory", "next_output_directory")]
+    assert min(criterion[1]) > criterion[0][0]  # it went on, it did not begin again
 
 
 # ---- the files are EMAN2's --------------------------------------------------------------------------------

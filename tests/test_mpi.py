@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import small
@@ -18,10 +19,36 @@ MPIEXEC = Path(sys.executable).parent / "mpiexec"
 pytestmark = pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
 
 
+def same_files(one, other):
+    """Hold what two runs left in their folders against each other, to the bit but for log and times."""
+    assert sorted(os.listdir(one / "out")) == sorted(os.listdir(other / "out"))
+    for file in (one / "out").iterdir():
+        if file.suffix in (".csv", ".txt"):
+            assert file.read_bytes() == (other / "out" / file.name).read_bytes()
+        elif file.suffix == ".hdf":
+            assert contents(file) == contents(other / "out" / file.name)
+    assert contents(one / "stack.hdf") == contents(other / "stack.hdf")
+
+
 def launch(*words, ranks=2):
     """The finished ``mpiexec -n RANKS mrefali mref_ali2d ...``; a hang fails the test."""
-    return subprocess.run([MPIEXEC, "-n", str(ranks), sys.executable, "-m", "mrefali", "mref_ali2d", *words],
-                          capture_output=True, text=True, timeout=120)
+    return launch_python("-m", "mrefali", "mref_ali2d", *words, ranks=ranks)
+
+
+def launch_python(*words, ranks):
+    return subprocess.run([MPIEXEC, "-n", str(ranks), sys.executable, *words], capture_output=True, text=True,
+                          timeout=120)
+
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def crowded(ranks, threads=1):
+    """What is said where the ranks have more threads than cores."""
+    if ranks * threads <= CORES:
+        return ""
+    return (f"mrefali: warning: {ranks} ranks of {threads} threads share {CORES} cores, which takes longer than "
+            f"{CORES} threads in all: give fewer ranks, or --threads={max(1, CORES // ranks)}\n")
 
 
 def write(folder):
@@ -37,26 +64,98 @@ def files(tmp_path):
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("vanishing", [False, True])
 def test_ranks_find_what_one_process_finds_to_the_bit(tmp_path, files, ranks, vanishing):
-    stack, refs, outdir = files
+    _, refs, outdir = files
     one = write(tmp_path / "serial")
     if vanishing:
         for path in (refs, one[1]):
             mrefali.write_stack(path, np.stack([*small.references(), -small.references()[0]]))
     done = launch(*files, *small.WORDS, "--maxit=2", "--MPI", ranks=ranks)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, crowded(ranks))
     mrefali.mref_ali2d(*one, maxit=2, **small.OPTIONS)
-    assert sorted(os.listdir(outdir)) == sorted(os.listdir(one[2]))
-    for name in ("poses.csv", "history.csv", "drm0000000.txt"):
-        assert (Path(outdir) / name).read_bytes() == (Path(one[2]) / name).read_bytes()
-    for name in ("aqm000.hdf", "aqm001.hdf", "multi_ref.hdf"):
-        assert contents(Path(outdir) / name) == contents(Path(one[2]) / name)
-    assert contents(stack) == contents(one[0])
+    same_files(tmp_path / "mpi", tmp_path / "serial")
     assert (0 in open_stack(Path(outdir) / "aqm000.hdf").column("ave_n")) is vanishing
+
+
+@pytest.mark.parametrize("policy", ["split", "keep"])
+def test_ranks_replace_a_vanished_class_as_one_process_does(tmp_path, files, policy):
+    one = write(tmp_path / "serial")
+    for path in (files[1], one[1]):
+        mrefali.write_stack(path, np.stack([*small.references(), -small.references()[0]]))
+    done = launch(*files, *small.WORDS, "--maxit=2", "--MPI", f"--vanished={policy}")
+    assert done.returncode == 0
+    mrefali.mref_ali2d(*one, maxit=2, vanished=policy, **small.OPTIONS)
+    same_files(tmp_path / "mpi", tmp_path / "serial")
+    assert open_stack(Path(files[2]) / "aqm000.hdf").column("ave_n")[2] == 0
+
+
+@pytest.mark.jit_only
+def test_ranks_weight_by_the_ctf_as_one_process_does(tmp_path):
+    case = golden.load("ctf")
+    words = [f"--{golden.WORDS.get(name, name)}={value}" for name, value in case.call.items()]
+    done = launch(*case.write(tmp_path / "mpi"), *words, "--maxit=2", "--MPI")
+    assert (done.returncode, done.stderr) == (0, "")
+    mrefali.mref_ali2d(*case.write(tmp_path / "serial"), maxit=2, **case.call)
+    same_files(tmp_path / "mpi", tmp_path / "serial")
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_reference_function_that_fails_ends_all_ranks(tmp_path, files, ranks):
+    """The others wait for what rank 0 makes of the averages; they must not wait for ever."""
+    (tmp_path / "own.py").write_text("def fails(mask, center, average, frc):\n    raise ValueError('no')\n")
+    before = contents(files[0])
+    done = launch(*files, *small.WORDS, "--maxit=1", "--MPI", f"--function={tmp_path / 'own.py'}:fails", ranks=ranks)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 2  # of the function, and of its call: one rank's
+    assert "own.py:fails failed for class 0: ValueError: no\n" in done.stderr
+    assert contents(files[0]) == before
+
+
+#: The main job at the command line, but one rank has another stack, or cannot search.
+ODD_RANK = """
+import sys
+from mpi4py import MPI
+from mrefali import cli, refine
+rank, fault, stack, *words = int(sys.argv[1]), sys.argv[2], *sys.argv[3:]
+def no_search(*arguments):
+    raise OSError(5, "Input/output error", stack)
+if rank == MPI.COMM_WORLD.Get_rank():
+    if fault == "missing":
+        stack = "none.hdf"
+    else:
+        refine.align = no_search
+sys.exit(cli.main(["mref_ali2d", stack, *words]))
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_refuse_what_one_cannot_find(files, rank, ranks):
+    done = launch_python("-c", ODD_RANK, str(rank), "missing", *files, *small.WORDS, "--MPI", ranks=ranks)
+    assert (done.returncode, done.stderr) == (2, crowded(ranks) + "mrefali: error: none.hdf does not exist\n")
+    assert not os.path.exists(files[2])
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_rank_that_fails_in_the_run_says_so_and_ends_all(files, ranks):
+    before = contents(files[0])
+    done = launch_python("-c", ODD_RANK, "1", "search", *files, *small.WORDS, "--MPI", ranks=ranks)
+    assert done.returncode == 1
+    assert f"mrefali: error: {files[0]}: Input/output error; {files[0]} is as it was\n" in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert contents(files[0]) == before
+
+
+def test_ranks_share_the_cores_and_a_crowd_is_said_once(files, tmp_path):
+    assert launch(*files, *small.WORDS, "--maxit=1", "--MPI").stderr == crowded(2)
+    assert f" threads_used: {max(1, CORES // 2)}\n" in (Path(files[2]) / "mrefali.log").read_text()
+    done = launch(*files[:2], str(tmp_path / "more"), *small.WORDS, "--maxit=1", "--MPI", f"--threads={CORES}")
+    assert (done.returncode, done.stderr) == (0, crowded(2, CORES))
+    assert f" threads_used: {CORES}\n" in (tmp_path / "more/mrefali.log").read_text()
 
 
 def test_ranks_report_once_and_say_how_many_they_are(files):
     done = launch(*files, *small.WORDS, "--maxit=1", "--MPI")
-    assert done.stdout.count("iteration 1/1") == 1
+    assert done.stdout.count("iteration 0 (1 of 1)") == 1
     assert done.stdout.count("search for a centred particle") == 1
     assert " ranks: 2\n" in (Path(files[2]) / "mrefali.log").read_text()
 
@@ -91,7 +190,7 @@ def test_all_ranks_refuse_a_bad_pixel_of_any(files, index):
     done = launch(*files, *small.WORDS, "--MPI")
     assert done.returncode == 2
     assert f"image {index} has a NaN or infinite pixel" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error") == len(done.stderr.splitlines()) == 1
     assert not os.path.exists(files[2])
 
 
@@ -100,5 +199,5 @@ def test_all_ranks_refuse_an_outdir_that_exists(files):
     done = launch(*files, *small.WORDS, "--MPI")
     assert done.returncode == 2
     assert "out: the output directory exists already" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error") == len(done.stderr.splitlines()) == 1
     assert os.listdir(files[2]) == []

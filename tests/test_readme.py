@@ -18,7 +18,8 @@ INLINE = [" ".join(text.split()) for text in re.findall(r"(?<!`)`([^`]+)`(?!`)",
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 MAKE = sorted({text for text in LINES + INLINE if text.startswith("make ")})
 CALLS = [line for line in LINES if line.startswith("mrefali ") and "--version" not in line]
-OPTIONS = {name for command in commands.COMMANDS for name, parameter in inspect.signature(command).parameters.items()
+OPTIONS = {name.removesuffix("_") for command in commands.COMMANDS
+           for name, parameter in inspect.signature(command).parameters.items()
            if parameter.kind is parameter.KEYWORD_ONLY}
 
 

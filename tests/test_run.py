@@ -6,8 +6,11 @@ import logging
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import numba
@@ -16,11 +19,15 @@ import pexpect
 import pytest
 import small
 from test_io_hdf import contents
+from threadpoolctl import threadpool_info
 
 import mrefali
-from mrefali import average, cli, geometry
+from mrefali import average, cli, ctf, geometry, refine
+from mrefali import run as run_module
+from mrefali.checks import use_threads
 from mrefali.errors import InputError
 from mrefali.io import open_stack, write_stack
+from mrefali.particles import Particles
 
 SCRIPTS = Path(sys.executable).parent
 OURS = ("EMAN.xform.align2d", "EMAN.assign")
@@ -233,7 +240,8 @@ def test_the_log_holds_parameters_ranges_counts_and_criteria(run):
     for k, count, cutoff in zip(history["class"], history["count"], history["filter_cutoff"], strict=True):
         assert f"class {k:.0f}: {count:.0f} particles; filter cutoff {cutoff:.3f}" in log
     for iteration in range(2):
-        assert f"iteration {iteration + 1}/2: criterion {classes(run, iteration)['criterion'][0]:.7g}" in log
+        criterion = classes(run, iteration)["criterion"][0]
+        assert f"iteration {iteration} ({iteration + 1} of 2): criterion {criterion:.7g}" in log
 
 
 # ---- the course of a run -----------------------------------------------------------------------------------
@@ -323,6 +331,112 @@ def test_arrays_take_a_mask_as_files_do(tmp_path):
     assert found.poses["sx"].tolist() == run.table("poses.csv")["sx"]
 
 
+def test_a_reference_function_may_be_given_itself(tmp_path):
+    def own(mask, center, average, frc):
+        return average * mask, np.zeros(2)
+
+    run = Run(tmp_path, maxit=1, user_func_name=own)
+    found = mrefali.align(small.particles(), small.references(), run.poses("poses_before.csv"), ou=6, xr=1, yr=1,
+                          center=-1, maxit=1, function=own)
+    np.testing.assert_array_equal(found.averages, open_stack(run.outdir / "multi_ref.hdf").read(0, 2))
+    assert (found.averages[:, ~geometry.disc(small.BOX, 6)] == 0).all()
+    assert json.loads((run.outdir / "parameters.json").read_text())["user_func_name"].endswith(".own")
+
+
+def test_parameters_holds_paths_and_numbers_of_any_kind(tmp_path):
+    stack, refs = map(Path, small.write(tmp_path))
+    mrefali.mref_ali2d(stack, refs, tmp_path / "out", geometry.disc(small.BOX, 6), ou=np.int64(6), maxit=1)
+    parameters = json.loads((tmp_path / "out/parameters.json").read_text())
+    expected = {"stack": str(stack), "refim": str(refs), "outdir": str(tmp_path / "out"), "maskfile": "array", "ou": 6}
+    assert {name: parameters[name] for name in expected} == expected
+
+
+# ---- a run that fails --------------------------------------------------------------------------------------
+
+FAULTS = """
+import fcntl, os, shutil
+from mrefali.reference import ref_ali2d
+
+def lock(*arguments):  # as another program would
+    if "LOCK" not in os.environ:
+        lock = os.open(os.environ["STACK"], os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        os.environ["LOCK"] = str(lock)
+    return ref_ali2d(*arguments)
+
+def remove(*arguments):
+    shutil.rmtree(os.environ["OUTDIR"], ignore_errors=True)
+    return ref_ali2d(*arguments)
+
+def cut(*arguments):
+    os.truncate(os.environ["STACK"], 1000)
+    return ref_ali2d(*arguments)
+"""
+
+
+def fail(files, monkeypatch, capsys, fault):
+    """The one line of stderr of a run to which something happens within its first iteration, and its stdout."""
+    folder = Path(files[0]).parent
+    (folder / "own.py").write_text(FAULTS)
+    monkeypatch.setenv("STACK", files[0])
+    monkeypatch.setenv("OUTDIR", files[2])
+    assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=2", f"--function={folder}/own.py:{fault}"]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert "done:" not in out
+    return err
+
+
+def test_headers_that_cannot_be_written_after_all_can_be_imported(tmp_path, monkeypatch, capsys):
+    folder = _folder(tmp_path, "a b")  # a name that a shell would part
+    files = *small.write(folder), str(folder / "out")
+    before = contents(files[0])
+    err = fail(files, monkeypatch, capsys, "lock")
+    table = f"{files[2]}/poses.csv"
+    assert " is open in another program, which locked it: " in err
+    assert f"; but the run is done, its result in {table}: mrefali header " in err
+    assert err[len("mrefali: error: "):-1] in (Path(files[2]) / "mrefali.log").read_text().splitlines()[-1]
+    assert contents(files[0]) == before
+    program, *words = shlex.split(re.search("mrefali header .* puts", err)[0].removesuffix(" puts"))
+    assert words[1:] == [files[0], "--params=xform.align2d,assign", f"--import={table}"]
+    os.close(int(os.environ.pop("LOCK")))
+    assert cli.main(words) == 0
+    found = small.read_table(table)
+    assert open_stack(files[0]).column("assign") == found["assign"]
+    np.testing.assert_allclose(open_stack(files[0]).poses()["sx"], found["sx"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["remove", "cut"])
+def test_a_file_that_is_lost_within_the_run_is_one_line(files, monkeypatch, capsys, fault):
+    err = fail(files, monkeypatch, capsys, fault)
+    stack, _, outdir = files
+    lost = {"remove": outdir, "cut": stack}[fault]
+    assert re.match(f"mrefali: error: .*{lost}.*; what was finished is in {outdir}, and {stack} is as it was\n", err)
+
+
+# ---- the CTF -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("held", "times"), [(3, 1), (1, 3)], ids=["all-held", "one-held"])
+def test_a_kernel_is_computed_once_a_run_or_if_they_are_too_many_once_a_pass(tmp_path, monkeypatch, held, times):
+    """Three micrographs; a pass each for the check of all pixels and for two iterations."""
+    computed = []
+
+    class Counting(ctf.CtfKernels):
+        def __init__(self, box):
+            super().__init__(box, n_bytes=held * 4 * 2 * box * (box + 1))
+
+        def _compute(self, values):
+            computed.append(values)
+            return super()._compute(values)
+
+    monkeypatch.setattr("mrefali.particles.CtfKernels", Counting)
+    files = *small.write(tmp_path), str(tmp_path / "out")
+    stack = open_stack(files[0])
+    stack.write_columns({"ctf": [f"E{1 + i // 8} 0 0 50 10 300 2 2.5 0 0 0" for i in range(small.N_PARTICLES)]})
+    mrefali.mref_ali2d(*files, maxit=2, CTF=True, vanished="keep", **small.OPTIONS)
+    assert Counter(values[0] for values in computed) == {1.0: times, 2.0: times, 3.0: times}
+
+
 # ---- threads -----------------------------------------------------------------------------------------------
 
 def test_the_number_of_threads_changes_no_bit(tmp_path, run):
@@ -347,6 +461,15 @@ def test_threads_that_are_not_there_are_refused(files, threads):
     assert not os.path.exists(files[2])
 
 
+def test_blas_has_one_thread_beside_those_of_numba():
+    before = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    with use_threads(0):
+        during = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert len(during) >= 2  # numpy's and scipy's
+    assert set(during) == {1}
+    assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == before
+
+
 # ---- what is said ------------------------------------------------------------------------------------------
 
 def test_a_range_that_ou_cuts_is_said_with_the_ou_that_would_not(files, capsys):
@@ -365,11 +488,25 @@ def test_the_ou_that_is_advised_leaves_the_range_whole(files, capsys):
     assert "x -3 to 3 px" in out
 
 
+@pytest.mark.parametrize(("words", "said", "warning"), [
+    (["--xr=0.3", "--ts=0.1"], "x -0.3 to 0.3 px", ""),
+    (["--xr=0.35", "--ts=0.1"], "x -0.3 to 0.3 px",
+     "mrefali: warning: xr=0.35 is no whole number of steps of ts=0.1: the search ends at 0.3\n"),
+    (["--xr=1", "--ts=2"], "x 0 to 0 px",
+     "mrefali: warning: xr=1 is no whole number of steps of ts=2: the search ends at 0\n"),
+])
+def test_a_range_that_steps_do_not_fill_is_said(files, capsys, words, said, warning):
+    assert cli.main(["mref_ali2d", *files, "--ou=6", *words, "--maxit=1", "--center=0"]) == 0
+    out, err = capsys.readouterr()
+    assert err == warning
+    assert said in out
+
+
 def test_each_iteration_is_one_line(files, capsys):
     assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=2"]) == 0
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if line.startswith("iteration ")]
-    assert [line.split(":")[0] for line in lines] == ["iteration 1/2", "iteration 2/2"]
+    assert [line.split(":")[0] for line in lines] == ["iteration 0 (1 of 2)", "iteration 1 (2 of 2)"]
     for word in ("criterion ", "classes 8/12/16 (smallest/median/largest)", "changed class", " s, ", "particles/s"):
         assert word in lines[1]
     assert "100.0% changed class" in lines[0]
@@ -380,7 +517,7 @@ def test_each_iteration_is_one_line(files, capsys):
 def test_quiet_says_nothing_but_logs_all_the_same(files, capsys):
     assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=1", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert "iteration 1/1" in (Path(files[2]) / "mrefali.log").read_text()
+    assert "iteration 0 (1 of 1)" in (Path(files[2]) / "mrefali.log").read_text()
 
 
 def test_python_calls_print_nothing_and_leave_logging_as_it_was(files, capfd):
@@ -405,6 +542,36 @@ def test_check_says_ranges_and_estimates_and_touches_nothing(files, tmp_path, ca
     assert small.snapshot(tmp_path) == before
 
 
+def test_the_estimate_counts_the_reading_of_the_particles(files, capsys, monkeypatch):
+    read = Particles.read
+
+    def slow(self, indices):
+        time.sleep(0.05 * (indices.stop - indices.start))
+        return read(self, indices)
+
+    monkeypatch.setattr(Particles, "read", slow)
+    assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=4", "--check"]) == 0
+    iteration, run = map(float, re.search(r"about ([\d.]+) s an iteration, ([\d.]+) s for 4", capsys.readouterr().out)
+                         .groups())
+    assert 1.1 < iteration < 5  # 24 times 0.05 s, and the search
+    assert run == pytest.approx(4 * iteration, rel=0.1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_a_compilation_is_announced_while_it_lasts(files, capsys, monkeypatch, seconds):
+    monkeypatch.setattr(run_module, "COMPILING_S", 0.2)
+    monkeypatch.setattr(run_module, "_search_and_sum_few", lambda plan, n_particles: time.sleep(seconds))
+    assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=1"]) == 0
+    out, _ = capsys.readouterr()
+    line = "compiling the search, once an installation: it takes about half a minute\n"
+    assert out.startswith(line) is (seconds > 0)
+    assert out.count("compiling") == (seconds > 0)
+
+
+def test_the_progress_bar_is_not_one_that_warns_in_notebooks():
+    assert refine.tqdm.__module__ == "tqdm.std"
+
+
 def test_check_refuses_what_a_run_refuses(files, tmp_path, capsys):
     before = small.snapshot(tmp_path)
     assert cli.main(["mref_ali2d", *files, "--ou=70", "--check"]) == 2
@@ -427,7 +594,7 @@ def test_a_file_or_a_pipe_sees_no_progress_bar(files):
                           capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\r" not in done.stdout
-    assert b"iteration 1/1" in done.stdout
+    assert b"iteration 0 (1 of 1)" in done.stdout
 
 
 def test_files_may_have_the_names_of_numbers(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,120 @@
+"""docs/commands.md has every command, word for word as the program prints it, and what it tells people to do works."""
+
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+import mrefali
+from mrefali import checks, classes, cli, commands, ctf, reference
+from mrefali.io import open_stack
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "commands.md").read_text()
+NAMES = [command.__name__ for command in commands.COMMANDS]
+
+
+def section(title):
+    """The text under a heading of the second level."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", TEXT, flags=re.MULTILINE | re.DOTALL)[1]
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def table_words(title):
+    """What stands in backquotes or as a bare number in the first column of the tables of a section."""
+    return [row.strip().strip("`") for row in re.findall(r"^\| ([^|]+) \|", section(title), flags=re.MULTILINE)][1:]
+
+
+def test_every_command_is_there_in_the_order_of_the_help():
+    assert re.findall(r"^## mrefali (\w+)$", TEXT, flags=re.MULTILINE) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_help_of_a_command_is_what_the_program_prints(capsys, name):
+    assert cli.main([name, "--help"]) == 0
+    assert blocks(section(f"mrefali {name}"), "text") == [capsys.readouterr().out]
+
+
+def test_the_overview_is_what_the_program_prints(capsys):
+    assert cli.main(["--help"]) == 0
+    assert blocks(TEXT, "text")[0] == capsys.readouterr().out
+
+
+def test_no_block_is_of_a_command_that_is_gone():
+    assert len(blocks(TEXT, "text")) == 1 + len(NAMES)
+
+
+def test_options_named_in_the_text_exist():
+    prose = re.sub(r"^```text\n.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    options = {name.removesuffix("_") for command in commands.COMMANDS
+               for name in inspect.signature(command).parameters}
+    named = set(re.findall(r"--([A-Za-z]\w*)", prose))
+    assert named - {"help"} <= options
+    assert named > {"CTF", "center", "center_limit", "function", "vanished", "import", "export", "params"}
+
+
+def test_the_tables_have_every_choice():
+    assert list(map(int, table_words("Centring"))) == list(reference.CENTERINGS)
+    assert [word.split(",")[0] for word in table_words("Reference functions")][:-2] == list(reference.FUNCTIONS)
+    assert table_words("Vanished classes") == list(classes.VANISHED)
+
+
+def test_the_numbers_in_the_text_are_the_programs():
+    assert f"shorter than {reference.CENTERED_PX} px, at most {reference.CENTERING_ROUNDS} times" in TEXT
+    assert classes.SMALLEST_CLASS == 4
+    assert f"up to {ctf.KERNEL_BYTES >> 20} MB" in TEXT
+    assert checks.AUTO_STOP_ITERATIONS == 10
+
+
+def test_functions_of_the_same_name_are_in_the_package():
+    for name in re.search(r"`from mrefali import\s+([^`]+)`", TEXT)[1].split(", "):
+        assert callable(getattr(mrefali, name.strip()))
+
+
+def test_the_call_in_python_has_the_parameters_named():
+    call = " ".join(re.search(r"`mref_ali2d\(([^)]+)\)`", TEXT)[1].split())
+    parameters = inspect.signature(mrefali.mref_ali2d).parameters.values()
+    assert call.split(", ") == [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@pytest.mark.parametrize("center", [0, 1, -1, 2, 3])
+def test_the_example_of_a_reference_function_runs(tmp_path, center):
+    example, = blocks(section("Reference functions"), "python")
+    assert len(example.splitlines()) <= 10
+    (tmp_path / "own.py").write_text(example)
+    assert f"--function=own.py:{re.search(r'def (.+)[(]', example)[1]}" in TEXT
+    words = [*small.write(tmp_path), str(tmp_path / "out"), "--ou=6", "--xr=1", "--yr=1", f"--center={center}",
+             "--maxit=2", f"--function={tmp_path / 'own.py'}:positive"]
+    assert cli.main(["mref_ali2d", *words]) == 0
+    history = small.read_table(tmp_path / "out/history.csv")
+    assert any(history["center_x"]) is (center != 0)
+    assert open_stack(tmp_path / "out/multi_ref.hdf").read(0, 2).mean() > 0
+
+
+def test_the_command_that_undoes_a_run_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stack, refs = small.write(tmp_path)
+    line, = re.findall(r"^    mrefali (header .*poses_before\.csv)$", TEXT, flags=re.MULTILINE)
+    before = open_stack(stack).column("xform.align2d")
+    mrefali.mref_ali2d(stack, refs, "out", maxit=1, **small.OPTIONS)
+    assert not np.array_equal(open_stack(stack).column("xform.align2d"), before)
+    assert cli.main(line.replace("STACK", stack).replace("OUTDIR", "out").split()) == 0
+    np.testing.assert_array_equal(open_stack(stack).column("xform.align2d"), before)
+
+
+def test_links_within_the_page_lead_somewhere():
+    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+                for title in re.findall(r"^#+ (.+)$", TEXT, flags=re.MULTILINE)}
+    links = re.findall(r"\]\(#([^)]+)\)", TEXT)
+    assert len(links) >= 8
+    assert set(links) <= headings
+
+
+def test_the_readme_links_the_page():
+    assert "](docs/commands.md)" in (DOCS.parent / "README.md").read_text()
