@@ -124,10 +124,16 @@ def _check_options(options):
 
 
 def _read_poses(stack, poses):
+    """The ``poses`` given or else those in the headers, (n_images,) POSE, all of them numbers."""
     if poses is None:
-        return stack.poses()
-    if np.shape(poses) != (stack.n_images,):
-        raise InputError(f"poses has the shape {np.shape(poses)}: give one for each of the {stack.n_images} images")
+        poses = stack.poses()
+    elif np.shape(poses) != (stack.n_images,) or np.asarray(poses).dtype != geometry.POSE:
+        raise InputError(f"poses has the shape {np.shape(poses)} and the type {np.asarray(poses).dtype}: give one "
+                         f"geometry.POSE for each of the {stack.n_images} images")
+    finite = np.isfinite([poses["alpha"], poses["sx"], poses["sy"]]).all(axis=0)
+    if not finite.all():
+        raise InputError(f"{stack.path}: image {np.flatnonzero(~finite)[0]} has a pose with NaN or infinity: set it, "
+                         "in a file with mrefali header STACK --params=xform.align2d --zero or --import=FILE")
     return poses
 
 
@@ -204,6 +210,9 @@ def real_number(name, value):
 
 
 def _check_same_images(stack, references):
+    if references.n_images > stack.n_images:
+        raise InputError(f"{references.path}: {references.n_images} references for the {stack.n_images} particles of "
+                         f"{stack.path}: give the particles first and at most as many references")
     if references.box != stack.box:
         raise InputError(f"{references.path}: references of {references.box} x {references.box} px, but the particles "
                          f"of {stack.path} have {stack.box} x {stack.box}: give references of the same box")

@@ -78,7 +78,7 @@ class OutputDirectory:
         self._write_poses("poses_before.csv", assign, poses)
 
     def write_iteration(self, iteration):
-        """``aqmIII.hdf``, ``drmIIIRRRR.txt`` and the rows of ``history.csv``."""
+        """``aqmIII.hdf``, ``drmIIIRRRR.txt``, the rows of ``history.csv``, and ``poses.csv`` anew."""
         self._write_averages(f"aqm{iteration.number:03d}.hdf", iteration)
         for k, c in enumerate(iteration.classes):
             if not c.vanished:
@@ -90,11 +90,11 @@ class OutputDirectory:
             if file.tell() == 0:
                 writer.writerow(HISTORY_COLUMNS)
             writer.writerows(_history(iteration))
+        self._write_poses("poses.csv", iteration.assign, iteration.poses, iteration.peak, iteration.changed)
 
     def write_end(self, iteration):
-        """``multi_ref.hdf`` and ``poses.csv``, of the last iteration."""
+        """``multi_ref.hdf``, of the last iteration."""
         self._write_averages("multi_ref.hdf", iteration)
-        self._write_poses("poses.csv", iteration.assign, iteration.poses, iteration.peak, iteration.changed)
 
     def write_poses_stack(self, stack, matrices, assign):
         """``poses.hdf``: the whole stack with its new poses and classes, where they cannot be written back.

@@ -192,6 +192,8 @@ def _run_and_write(plan, output, call, comm):
         for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
             output.write_iteration(iteration)
             _report_iteration(iteration, settings)
+        if settings.maxit == 0 and iteration.number + 1 < AUTO_STOP_ITERATIONS:
+            logger.info("stopped after iteration %d: the criterion fell", iteration.number)
         output.write_end(iteration)
     written = _write_back(stack, iteration, output, obstacle)
     logger.info("done: averages and FRC curves in %s, xform.align2d and assign in %s", output.path, written)
@@ -333,6 +335,10 @@ def _report_iteration(iteration, settings):
                        "which a centring that fails looks like; center_limit leaves such an average where it is",
                        iteration.number, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
+    if vanished > len(counts) / 4:
+        logger.warning("iteration %d: %d of %d classes have fewer than four particles; references of unequal contrast "
+                       "do this: scale them to one standard deviation, or try --vanished=split", iteration.number,
+                       vanished, len(counts))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
                 settings.maxit or f"at most {AUTO_STOP_ITERATIONS}", iteration.criterion, counts.min(),

@@ -70,7 +70,9 @@ def test_ranks_find_what_one_process_finds_to_the_bit(tmp_path, files, ranks, va
         for path in (refs, one[1]):
             mrefali.write_stack(path, np.stack([*small.references(), -small.references()[0]]))
     done = launch(*files, *small.WORDS, "--maxit=2", "--MPI", ranks=ranks)
-    assert (done.returncode, done.stderr) == (0, crowded(ranks))
+    assert done.returncode == 0
+    said = [line for line in done.stderr.splitlines(keepends=True) if "have fewer than four particles" not in line]
+    assert "".join(said) == crowded(ranks)
     mrefali.mref_ali2d(*one, maxit=2, **small.OPTIONS)
     same_files(tmp_path / "mpi", tmp_path / "serial")
     assert (0 in open_stack(Path(outdir) / "aqm000.hdf").column("ave_n")) is vanishing

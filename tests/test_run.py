@@ -22,7 +22,7 @@ from test_io_hdf import contents
 from threadpoolctl import threadpool_info
 
 import mrefali
-from mrefali import average, cli, ctf, geometry, refine
+from mrefali import average, cli, ctf, geometry, outdir, refine
 from mrefali import run as run_module
 from mrefali.checks import use_threads
 from mrefali.errors import InputError
@@ -542,6 +542,7 @@ def test_check_says_ranges_and_estimates_and_touches_nothing(files, tmp_path, ca
     assert small.snapshot(tmp_path) == before
 
 
+@pytest.mark.jit_only
 def test_the_estimate_counts_the_reading_of_the_particles(files, capsys, monkeypatch):
     read = Particles.read
 
@@ -613,3 +614,46 @@ def test_files_may_have_the_names_of_numbers(tmp_path, monkeypatch, capsys):
 def _folder(parent, name):
     (parent / name).mkdir()
     return parent / name
+
+
+# ---- what a run refuses, and warns of ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pose_that_is_no_number_names_its_image(value):
+    poses = small.poses()
+    poses["sx"][5] = value
+    with pytest.raises(InputError, match="images: image 5 has a pose with NaN or infinity: .*"):
+        mrefali.align(small.particles(), small.references(), poses, ou=6)
+
+
+def test_poses_of_another_type_are_refused():
+    with pytest.raises(InputError, match="poses has the shape .24,. and the type float64: give one geometry.POSE"):
+        mrefali.align(small.particles(), small.references(), np.zeros(24), ou=6)
+
+
+def test_more_references_than_particles_are_taken_for_swapped_files():
+    with pytest.raises(InputError, match="24 references for the 2 particles of images: give the particles first"):
+        mrefali.align(small.references(), small.particles(), ou=6)
+
+
+def test_many_vanished_classes_are_warned_of_with_the_way_out(files, capsys):
+    references = np.concatenate([small.references()[:1], 1e-3 * small.references()])
+    write_stack(files[1], references, pixel_size_A=2.5)
+    assert cli.main(["mref_ali2d", *files, "--ou=6", "--maxit=1", "--center=0"]) == 0
+    assert capsys.readouterr().err == (
+        "mrefali: warning: iteration 0: 2 of 3 classes have fewer than four particles; references of unequal contrast "
+        "do this: scale them to one standard deviation, or try --vanished=split\n")
+
+
+def test_poses_csv_is_there_after_each_iteration(files, monkeypatch):
+    seen = []
+    write = outdir.OutputDirectory.write_iteration
+
+    def watch(self, iteration):
+        write(self, iteration)
+        seen.append(Path(self.path, "poses.csv").read_text().count("\n"))
+
+    monkeypatch.setattr(outdir.OutputDirectory, "write_iteration", watch)
+    assert cli.main(["mref_ali2d", *files, "--ou=6", "--maxit=2"]) == 0
+    assert seen == [25, 25]
