@@ -73,7 +73,7 @@ def test_the_numbers_in_the_text_are_the_programs():
 
 
 def test_functions_of_the_same_name_are_in_the_package():
-    for name in re.search(r"`from mrefali import\s+([^`]+)`", TEXT)[1].split(", "):
+    for name in re.search(r"`from mrefali import\s+([^`]+)`", TEXT)[1].split(","):
         assert callable(getattr(mrefali, name.strip()))
 
 
