@@ -5,17 +5,34 @@ axis of every buffer, so that each step (bilinear samples, ring FFT, products, i
 arithmetic on ``LANES`` neighbouring numbers. A lane never meets another, so what a particle gets cannot depend on
 the number of threads or on what stands beside it.
 
-Two things keep the inner loops in vector registers and look odd otherwise: loop lengths over lanes are literals,
-and arrays are sliced before an inner loop (an index that might be negative would be checked at each step).
+Three things keep the inner loops in vector registers and look odd otherwise: loop lengths over lanes are literals;
+indices are unsigned, or arrays are sliced before an inner loop (an index that might be negative would be checked at
+each step); and ``lane_njit`` compiles what runs over lanes.
 """
 
 from collections import namedtuple
 
 import numpy as np
 from numba import njit, prange
+from numba.core.compiler import Compiler
 
 LANES = 16
 UNROLL = 8  # rings that one pass of the product takes together; ring counts are padded to a multiple
+
+
+class _NoOverlap(Compiler):
+    """numba's compiler, told that no two arrays a function is given overlap.
+
+    Else each loop over lanes begins with a comparison of addresses, which takes as long as the loop.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.state.flags.noalias = True
+
+
+#: Compiles a function over lanes; its sums may be taken in any order, which is fixed once it is compiled.
+lane_njit = njit(fastmath=True, cache=True, pipeline_class=_NoOverlap)
 
 #: Tables of the rings, outermost first, that depend on box and search only (built by ``search.py``).
 Rings = namedtuple("Rings", [
@@ -25,7 +42,9 @@ Rings = namedtuple("Rings", [
     "first_row",  # (n_freq + 1,) int64: where the rows (rings) of each angular frequency begin; padded to UNROLL
     "twiddles",  # float32: factors of the radix-4 passes, size after size
     "first_twiddle",  # (20,) int64: where those of size 2**i begin
-    "phases",  # (Lmax / 2, 2) float32: cos and sin of 2 pi k / Lmax
+    "phases",  # (Lmax / 2 + 1, 2) float32: cos and sin of 2 pi k / Lmax
+    "n_rows",  # (n_freq,) int64: rows of each frequency
+    "total_weight",  # float: of all samples
 ])
 
 #: The translations tried (built by ``search.py``): a step of p/q px is q x q grids of whole strides of p px.
@@ -42,7 +61,8 @@ References = namedtuple("References", [
     "constants",  # (n_references,) float64: what an image of ones adds at frequency 0
     "kept",  # (n_freq,) int64: rows of each frequency, outermost rings first, that a first look takes
     "n_kept",  # frequencies with such rows
-    "lost",  # (n_references,) float64: bound on what the other rows add to any peak; all 0 if all are kept
+    "kept_of_ring",  # (n_rings,) int64: frequencies of each ring that a first look takes
+    "lost",  # (n_references,) float64: bound on what the other rows, and rounding, add to any peak
     "scale",  # float: what the references were divided by
 ])
 
@@ -55,9 +75,21 @@ Found = namedtuple("Found", [
     "ix", "iy",  # int64: index of the shift
 ])
 
-#: Buffers of one thread.
-Scratch = namedtuple("Scratch", ["strips", "base", "below", "u", "v", "a", "b", "spectra", "ring_moments", "moments",
-                                 "largest", "bounds", "exact"])
+#: Buffers of one thread. Candidates are (particle, shift) pairs, all those of a particle side by side.
+Scratch = namedtuple("Scratch", [
+    "strips", "base", "below", "u", "v",  # of the particles in the present block, see spread_shifts, locate_samples
+    "a", "b",  # (2 * LANES * Lmax,) float32: what an FFT goes to and fro between
+    "spectra",  # (2 * LANES * rows,) float32: ring spectra of the lanes
+    "sums",  # (2 * LANES,) float32: sums of samples and of their squares over one ring
+    "moments",  # (2, LANES) float64: the same over all rings, weighted
+    "largest",  # (2 * LANES,) float32: largest straight correlation of each lane, then largest mirrored one
+    "bounds",  # (n_candidates, n_references) float32: what no peak can exceed
+    "promise",  # (n_candidates,) float32: the largest of these; -inf where a candidate is done with
+    "offset_scale",  # (2, n_candidates) float64: twice the mean of the samples; from correlation to peak
+    "lanes",  # (LANES,) int64: candidate in each
+    "offset", "scale",  # (LANES,) float64: the same of each lane
+    "exact",  # (n_references,) bool: looked at in full
+])
 
 
 # --- FFT across lanes: element e of a buffer is 2 * LANES floats, real parts, then imaginary parts
@@ -65,7 +97,10 @@ Scratch = namedtuple("Scratch", ["strips", "base", "below", "u", "v", "a", "b", 
 
 @njit(inline="always", fastmath=True)
 def _radix4(x, y, n, s, w):
-    """One radix-4 pass (Stockham, decimation in frequency) of length n and stride s, from x to y."""
+    """One radix-4 pass (Stockham, decimation in frequency) of length n and stride s, from x to y.
+
+    With n and s literals, as below, it is up to 1.4 times as fast.
+    """
     m = n // 4
     for p in range(m):
         w1r, w1i, w2r, w2i, w3r, w3i = (
@@ -94,104 +129,150 @@ def _radix4(x, y, n, s, w):
                 y[h + i], y[h + j] = w3r * tr - w3i * ti, w3r * ti + w3i * tr
 
 
-@njit(inline="always", fastmath=True)
-def _radix2(x, y, s):
-    """The last pass, where the length is an odd power of two."""
-    for q in range(s):
-        a = 2 * LANES * q
-        b = a + 2 * LANES * s
-        for i in range(2 * LANES):
-            y[a + i], y[b + i] = x[a + i] + x[b + i], x[a + i] - x[b + i]
+@lane_njit
+def _passes16(x, y, w):
+    _radix4(x, y, 16, 1, w)
 
 
-@njit(fastmath=True, cache=True)
-def _fft4(a, b, w):
-    _radix4(a, b, 4, 1, w)
-    return b
+@lane_njit
+def _passes32(x, y, w):
+    _radix4(x, y, 32, 1, w)
+    _radix4(y, x, 8, 4, w[48:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft8(a, b, w):
-    _radix4(a, b, 8, 1, w)
-    _radix2(b, a, 4)
-    return a
+@lane_njit
+def _passes64(x, y, w):
+    _radix4(x, y, 64, 1, w)
+    _radix4(y, x, 16, 4, w[96:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft16(a, b, w):
-    _radix4(a, b, 16, 1, w)
-    _radix4(b, a, 4, 4, w[24:])
-    return a
+@lane_njit
+def _passes128(x, y, w):
+    _radix4(x, y, 128, 1, w)
+    _radix4(y, x, 32, 4, w[192:])
+    _radix4(x, y, 8, 16, w[240:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft32(a, b, w):
-    _radix4(a, b, 32, 1, w)
-    _radix4(b, a, 8, 4, w[48:])
-    _radix2(a, b, 16)
-    return b
+@lane_njit
+def _passes256(x, y, w):
+    _radix4(x, y, 256, 1, w)
+    _radix4(y, x, 64, 4, w[384:])
+    _radix4(x, y, 16, 16, w[480:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft64(a, b, w):
-    _radix4(a, b, 64, 1, w)
-    _radix4(b, a, 16, 4, w[96:])
-    _radix4(a, b, 4, 16, w[120:])
-    return b
+@lane_njit
+def _passes512(x, y, w):
+    _radix4(x, y, 512, 1, w)
+    _radix4(y, x, 128, 4, w[768:])
+    _radix4(x, y, 32, 16, w[960:])
+    _radix4(y, x, 8, 64, w[1008:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft128(a, b, w):
-    _radix4(a, b, 128, 1, w)
-    _radix4(b, a, 32, 4, w[192:])
-    _radix4(a, b, 8, 16, w[240:])
-    _radix2(b, a, 64)
-    return a
+@lane_njit
+def _passes1024(x, y, w):
+    _radix4(x, y, 1024, 1, w)
+    _radix4(y, x, 256, 4, w[1536:])
+    _radix4(x, y, 64, 16, w[1920:])
+    _radix4(y, x, 16, 64, w[2016:])
 
 
-@njit(fastmath=True, cache=True)
-def _fft256(a, b, w):
-    _radix4(a, b, 256, 1, w)
-    _radix4(b, a, 64, 4, w[384:])
-    _radix4(a, b, 16, 16, w[480:])
-    _radix4(b, a, 4, 64, w[504:])
-    return a
-
-
-@njit(fastmath=True, cache=True)
-def _fft512(a, b, w):
-    _radix4(a, b, 512, 1, w)
-    _radix4(b, a, 128, 4, w[768:])
-    _radix4(a, b, 32, 16, w[960:])
-    _radix4(b, a, 8, 64, w[1008:])
-    _radix2(a, b, 256)
-    return b
-
-
-@njit(fastmath=True, cache=True)
-def _fft1024(a, b, w):
-    _radix4(a, b, 1024, 1, w)
-    _radix4(b, a, 256, 4, w[1536:])
-    _radix4(a, b, 64, 16, w[1920:])
-    _radix4(b, a, 16, 64, w[2016:])
-    _radix4(a, b, 4, 256, w[2040:])
-    return b
-
-
-@njit(fastmath=True, cache=True)
-def _fft_large(a, b, w, n):
-    """Lengths that literals do not cover (boxes above 326 px): the same passes, some four times slower."""
+@lane_njit
+def _passes(x, y, w, n):
+    """Lengths that literals do not cover, slower: 4 and 8, and those of boxes above 326 px."""
     s = 1
-    while n >= 4:
-        _radix4(a, b, n, s, w)
+    while n > 4:
+        _radix4(x, y, n, s, w)
         w = w[6 * (n // 4):]
-        a, b = b, a
+        x, y = y, x
         n //= 4
         s *= 4
-    if n == 2:
-        _radix2(a, b, s)
-        a, b = b, a
-    return a
+
+
+@lane_njit
+def _last_radix4(x, y, s):
+    """The last pass, from x to y, where the length 4 s is a power of four: no factors."""
+    step = np.uint64(2 * LANES * s)
+    for q in range(np.uint64(s)):
+        a = np.uint64(2 * LANES) * q
+        b = a + step
+        c = b + step
+        d = c + step
+        for i in range(np.uint64(LANES)):
+            j = np.uint64(LANES) + i
+            sum_r, sum_i = x[a + i] + x[c + i], x[a + j] + x[c + j]
+            dif_r, dif_i = x[a + i] - x[c + i], x[a + j] - x[c + j]
+            odd_r, odd_i = x[b + i] + x[d + i], x[b + j] + x[d + j]
+            rot_r, rot_i = x[b + j] - x[d + j], x[d + i] - x[b + i]  # -i (b - d)
+            y[a + i], y[a + j] = sum_r + odd_r, sum_i + odd_i
+            y[b + i], y[b + j] = dif_r + rot_r, dif_i + rot_i
+            y[c + i], y[c + j] = sum_r - odd_r, sum_i - odd_i
+            y[d + i], y[d + j] = dif_r - rot_r, dif_i - rot_i
+
+
+@lane_njit
+def _last_radix2(x, y, s):
+    """The last pass, from x to y, of any other length, 2 s."""
+    for a in range(np.uint64(2 * LANES * s)):
+        b = a + np.uint64(2 * LANES * s)
+        y[a], y[b] = x[a] + x[b], x[a] - x[b]
+
+
+@lane_njit
+def _largest_radix4(x, s, largest):
+    """The largest values in the 2 * LANES columns of what ``_last_radix4`` would give."""
+    step = np.uint64(2 * LANES * s)
+    largest[:] = -np.inf
+    for q in range(np.uint64(s)):
+        a = np.uint64(2 * LANES) * q
+        b = a + step
+        c = b + step
+        d = c + step
+        for i in range(np.uint64(LANES)):
+            j = np.uint64(LANES) + i
+            sum_r, sum_i = x[a + i] + x[c + i], x[a + j] + x[c + j]
+            dif_r, dif_i = x[a + i] - x[c + i], x[a + j] - x[c + j]
+            odd_r, odd_i = x[b + i] + x[d + i], x[b + j] + x[d + j]
+            rot_r, rot_i = x[b + j] - x[d + j], x[d + i] - x[b + i]
+            # the larger of x + y and x - y is x + |y|
+            largest[i] = max(largest[i], max(sum_r + abs(odd_r), dif_r + abs(rot_r)))
+            largest[j] = max(largest[j], max(sum_i + abs(odd_i), dif_i + abs(rot_i)))
+
+
+@lane_njit
+def _largest_radix2(x, s, largest):
+    """The largest values in the 2 * LANES columns of what ``_last_radix2`` would give."""
+    largest[:] = -np.inf
+    for q in range(np.uint64(s)):
+        a = np.uint64(2 * LANES) * q
+        b = a + np.uint64(2 * LANES * s)
+        for i in range(np.uint64(2 * LANES)):
+            largest[i] = max(largest[i], x[a + i] + abs(x[b + i]))
+
+
+@njit(cache=True)
+def _all_but_the_last_pass(a, b, n, rings):
+    """Of an FFT from a; returns its exponent, where the result is, and the other buffer."""
+    e = 2
+    while 1 << e < n:
+        e += 1
+    w = rings.twiddles[rings.first_twiddle[e]:]
+    if n == 16:
+        _passes16(a, b, w)
+    elif n == 32:
+        _passes32(a, b, w)
+    elif n == 64:
+        _passes64(a, b, w)
+    elif n == 128:
+        _passes128(a, b, w)
+    elif n == 256:
+        _passes256(a, b, w)
+    elif n == 512:
+        _passes512(a, b, w)
+    elif n == 1024:
+        _passes1024(a, b, w)
+    else:
+        _passes(a, b, w, n)
+    return (e, a, b) if (e - 1) // 2 % 2 == 0 else (e, b, a)
 
 
 @njit(cache=True)
@@ -207,29 +288,22 @@ def fft_lanes(a, b, n, rings):
     -------
     The one of a and b that holds the result.
     """
-    e = 0
-    while 1 << e < n:
-        e += 1
-    w = rings.twiddles[rings.first_twiddle[e]:]
-    if n == 4:
-        return _fft4(a, b, w)
-    if n == 8:
-        return _fft8(a, b, w)
-    if n == 16:
-        return _fft16(a, b, w)
-    if n == 32:
-        return _fft32(a, b, w)
-    if n == 64:
-        return _fft64(a, b, w)
-    if n == 128:
-        return _fft128(a, b, w)
-    if n == 256:
-        return _fft256(a, b, w)
-    if n == 512:
-        return _fft512(a, b, w)
-    if n == 1024:
-        return _fft1024(a, b, w)
-    return _fft_large(a, b, w, n)
+    e, x, y = _all_but_the_last_pass(a, b, n, rings)
+    if e % 2 == 0:
+        _last_radix4(x, y, n // 4)
+    else:
+        _last_radix2(x, y, n // 2)
+    return y
+
+
+@njit(cache=True)
+def fft_largest(a, b, n, rings, largest):
+    """As :func:`fft_lanes`, but only the largest real and imaginary parts are kept, in ``largest`` (2 * LANES,)."""
+    e, x, _ = _all_but_the_last_pass(a, b, n, rings)
+    if e % 2 == 0:
+        _largest_radix4(x, n // 4, largest)
+    else:
+        _largest_radix2(x, n // 2, largest)
 
 
 # --- polar samples
@@ -239,13 +313,14 @@ def fft_lanes(a, b, n, rings):
 def spread_shifts(image, shifts, strips):
     """Copy ``image`` so that the pixels under one sample at all shifts lie side by side.
 
-    ``strips[x, y % p, y // p, i] = image[y, x + p i]``, 0 beyond the edge, p the stride: in the flattened array a
+    ``strips[x + 1, y % p, y // p, i] = image[y, x + p i]``, 0 beyond the edge, p the stride: in the flattened array a
     shift down by p is as far as ``nx`` shifts to the right, and lane ``iy * nx + ix`` lies that far from lane 0.
+    Column 0 is empty, so that there are lanes below lane 0.
     """
     n, p, nx = image.shape[0], shifts.stride, shifts.nx
     for y in range(n):
         row = image[y]
-        target = strips[:, y % p, y // p]
+        target = strips[1:, y % p, y // p]
         for i in range(nx):
             for x in range(n - p * i):
                 target[x, i] = row[x + p * i]
@@ -274,105 +349,79 @@ def locate_samples(rings, shifts, n, x0, y0, base, below, u, v):
         x, y = x0 + rings.x[s], y0 + rings.y[s]
         i, j = int(x), int(y)  # never negative: the disc lies inside the image
         u[s], v[s] = x - i, y - j
-        base[s] = i * column + row_offset[j]
-        below[s] = i * column + row_offset[j + 1]
+        base[s] = (i + 1) * column + row_offset[j]
+        below[s] = (i + 1) * column + row_offset[j + 1]
 
 
-@njit(fastmath=True, cache=True)
-def _sample_16(pixels, column, base, below, u, v, lane, out):
-    """LANES neighbouring shifts, the first of them ``lane``, of one ring's samples, into ``out`` (samples, LANES)."""
+@lane_njit
+def _sample_shifts(pixels, column, base, below, u, v, first_shift, first_lane, out, sums):
+    """One ring at neighbouring shifts into the lanes of ``out`` from ``first_lane`` on, which gets ``first_shift``.
+
+    The sums and sums of squares are added to ``sums``, of all lanes.
+    """
     one = np.float32(1.0)
-    n_lanes = np.uint64(out.shape[1])  # a literal here would be unrolled instead of vectorised
     for s in range(base.size):
         w11 = u[s] * v[s]
         w10, w01 = v[s] - w11, u[s] - w11
         w00 = one - u[s] - w10
-        a, c = base[s] + lane, below[s] + lane
+        a, c = base[s] + first_shift - first_lane, below[s] + first_shift - first_lane
         b, d = a + column, c + column
-        target = out[s]
-        for i in range(n_lanes):
-            target[i] = w00 * pixels[a + i] + w01 * pixels[b + i] + w10 * pixels[c + i] + w11 * pixels[d + i]
+        row = np.uint64(s * LANES)
+        for i in range(np.uint64(LANES)):
+            value = w00 * pixels[a + i] + w01 * pixels[b + i] + w10 * pixels[c + i] + w11 * pixels[d + i]
+            out[row + i] = value if i >= first_lane else out[row + i]
+            sums[i] += value
+            sums[np.uint64(LANES) + i] += value * value
 
 
-@njit(cache=True)
-def _merge_lanes(source, first_lane, out):
-    """Lanes 0, 1, ... of ``source`` into the lanes from ``first_lane`` on of ``out`` (samples, LANES).
-
-    ``source`` is flat and begins LANES before its first row, so that no index falls below 0.
-    """
-    n_lanes = np.uint64(out.shape[1])
-    for s in range(out.shape[0]):
-        row = np.uint64((s + 1) * LANES) - first_lane
-        target = out[s]
-        for i in range(n_lanes):
-            target[i] = source[row + i] if i >= first_lane else target[i]
-
-
-@njit(fastmath=True, cache=True)
-def _sample_few(pixels, column, base, below, u, v, shift, first_lane, stop_lane, out):
-    """Shifts from ``shift`` on into the lanes from ``first_lane`` to ``stop_lane``, where they are only a few."""
-    one = np.float32(1.0)
-    for s in range(base.size):
-        w11 = u[s] * v[s]
-        w10, w01 = v[s] - w11, u[s] - w11
-        w00 = one - u[s] - w10
-        a, b = base[s] + shift, below[s] + shift
-        for i in range(stop_lane - first_lane):
-            out[s, first_lane + i] = (w00 * pixels[a + i] + w01 * pixels[a + column + i]
-                                      + w10 * pixels[b + i] + w11 * pixels[b + column + i])
-
-
-@njit(fastmath=True, cache=True)
-def _add_moments(samples, length, weight, ring_moments, moments):
-    """Add the weighted sum and sum of squares of one ring's samples to ``moments`` (2, LANES) float64.
-
-    ``ring_moments`` (2, LANES) float32 takes those of the ring alone.
-    """
-    ring_moments[:] = 0.0
-    first, second = ring_moments[0], ring_moments[1]
-    for s in range(0, length, 8):
-        x = samples[s * LANES:(s + 8) * LANES]
-        for i in range(LANES):
-            total, squares = first[i], second[i]
-            for j in range(0, 8, 4):  # in fours, so that one addition need not wait for the last
-                a, b, c, d = x[j * LANES + i], x[(j + 1) * LANES + i], x[(j + 2) * LANES + i], x[(j + 3) * LANES + i]
-                total += (a + b) + (c + d)
-                squares += (a * a + b * b) + (c * c + d * d)
-            first[i], second[i] = total, squares
+@lane_njit
+def _add_moments(sums, weight, first_lane, stop_lane, moments):
+    """Add the weighted sums and sums of squares of one ring to the lanes they belong to, (2, LANES) float64."""
     for i in range(LANES):
-        moments[0, i] += weight * first[i]
-        moments[1, i] += weight * second[i]
+        factor = weight if first_lane <= i < stop_lane else 0.0
+        moments[0, i] += factor * sums[i]
+        moments[1, i] += factor * sums[LANES + i]
 
 
-@njit(fastmath=True, cache=True)
-def _store_spectrum(z, length, ring, rings, spectra):
-    """Unpack the half-length FFT ``z`` of one real ring into the rows of ``spectra``, as twice the spectrum.
+@lane_njit
+def _sample_alone(pixels, n, x, y, x0, y0, lane, out):
+    """One ring about (x0, y0) into one lane of ``out``; ``pixels`` is a flat image of n x n."""
+    one = np.float32(1.0)
+    for s in range(x.size):
+        i, j = int(x0 + x[s]), int(y0 + y[s])  # never negative: the disc lies inside the image
+        u, v = np.float32(x0 + x[s] - i), np.float32(y0 + y[s] - j)
+        w11 = u * v
+        w10, w01 = v - w11, u - w11
+        right, below = min(i + 1, n - 1), min(j + 1, n - 1) * n  # a sample on the last pixel meets no other
+        out[np.uint64(s * LANES) + lane] = (
+            (one - u - w10) * pixels[np.uint64(j * n + i)] + w01 * pixels[np.uint64(j * n + right)]
+            + w10 * pixels[np.uint64(below + i)] + w11 * pixels[np.uint64(below + right)])
+
+
+@lane_njit
+def _unpack(z, length, n_freq, ring, rings, spectra):
+    """From the half-length FFT ``z`` of one real ring twice its spectrum, up to frequency ``n_freq`` exclusive.
 
     Row ``first_row[k] + ring`` holds the real parts of frequency k in all lanes, then the imaginary parts.
     """
     half = length // 2
-    stride = 2 * rings.phases.shape[0] // length
-    for k in range(half // 2 + 1):
+    stride = 2 * (rings.phases.shape[0] - 1) // length
+    for k in range(n_freq):
         c, s = rings.phases[k * stride, 0], rings.phases[k * stride, 1]
-        a = 2 * LANES * k
-        b = 2 * LANES * ((half - k) % half)
-        za, zb = z[a:a + 2 * LANES], z[b:b + 2 * LANES]
-        row = 2 * LANES * (rings.first_row[k] + ring)
-        mirror_row = 2 * LANES * (rings.first_row[half - k] + ring)
-        low, high = spectra[row:row + 2 * LANES], spectra[mirror_row:mirror_row + 2 * LANES]
-        for i in range(LANES):
-            j = LANES + i
-            even_r, even_i = za[i] + zb[i], za[j] - zb[j]
-            odd_r, odd_i = za[j] + zb[j], zb[i] - za[i]
-            turned_r, turned_i = c * odd_r + s * odd_i, c * odd_i - s * odd_r
-            low[i], low[j] = even_r + turned_r, even_i + turned_i
-            high[i], high[j] = even_r - turned_r, turned_i - even_i
+        a, b = np.uint64(2 * LANES * (k % half)), np.uint64(2 * LANES * ((half - k) % half))
+        row = np.uint64(2 * LANES * (rings.first_row[k] + ring))
+        for i in range(np.uint64(LANES)):
+            j = np.uint64(LANES) + i
+            even_r, even_i = z[a + i] + z[b + i], z[a + j] - z[b + j]
+            odd_r, odd_i = z[a + j] + z[b + j], z[b + i] - z[a + i]
+            spectra[row + i] = even_r + (c * odd_r + s * odd_i)
+            spectra[row + j] = even_i + (c * odd_i - s * odd_r)
 
 
 # --- correlation
 
 
-@njit(fastmath=True, cache=True)
+@lane_njit
 def _correlate(reference, spectra, first_row, n_rows, n_freq, z):
     """Spectrum of q + i t, the straight and the mirrored correlation with one reference, reversed in frequency.
 
@@ -405,7 +454,7 @@ def _correlate(reference, spectra, first_row, n_rows, n_freq, z):
             zf[i], zf[LANES + i] = straight_r - mirrored_i, straight_i + mirrored_r
 
 
-@njit(fastmath=True, cache=True)
+@lane_njit
 def _largest(z, length, largest):
     """Largest value of the 2 * LANES columns of ``z``."""
     largest[:] = z[:2 * LANES]
@@ -434,168 +483,210 @@ def refine_angle(z, column, length, largest):
     return index - slope / (2.0 * curvature) if curvature != 0.0 else np.float64(index)
 
 
+@njit(cache=True)
+def _correlate_lanes(k, references, n_rows, n_freq, rings, scratch):
+    """Spectrum of the correlations of a block of lanes with reference k, into ``scratch.a``."""
+    _correlate(references.packed[k], scratch.spectra, rings.first_row, n_rows, n_freq, scratch.a)
+    for i in range(LANES):  # the particle's mean, which only frequency 0 meets
+        offset = scratch.offset[i] * references.constants[k]
+        scratch.a[i] -= offset
+        scratch.a[LANES + i] -= offset
+
+
 # --- the search
 
 
 @njit(cache=True)
-def _new_scratch(n, n_slots, n_references, rings, shifts):
+def _aligned(size):
+    """``size`` float32 that begin on a cache line: vectors across two lines take up to half as long again."""
+    buffer = np.zeros(size + LANES, np.float32)
+    first = -(buffer.ctypes.data // 4) % LANES
+    return buffer[first:first + size]
+
+
+@njit(cache=True)
+def _new_scratch(n, n_references, rings, shifts):
     """Buffers of one thread."""
-    longest = rings.lengths.max()
-    n_samples = rings.x.size
+    longest, n_samples, n_shifts = rings.lengths.max(), rings.x.size, shifts.nx * shifts.ny
+    n_strips = (LANES - 1) // n_shifts + 2  # a block touches no more particles
+    n_candidates = LANES * shifts.parts * shifts.parts * n_shifts
+    # half a page further than a whole number of pages, or the passes of an FFT would wait for each other
+    buffers = _aligned(4 * LANES * longest + 512)
     return Scratch(
-        np.zeros((n_slots, n + 1, shifts.stride, strip_height(n, shifts), shifts.nx), np.float32),
-        np.zeros((n_slots, n_samples), np.uint64),
-        np.zeros((n_slots, n_samples), np.uint64),
-        np.zeros((n_slots, n_samples), np.float32),
-        np.zeros((n_slots, n_samples), np.float32),
-        np.zeros(2 * LANES * longest, np.float32),
-        np.zeros(2 * LANES * longest, np.float32),
-        np.zeros(2 * LANES * rings.first_row[-1], np.float32),
-        np.zeros((2, LANES), np.float32),
+        np.zeros((n_strips, n + 2, shifts.stride, strip_height(n, shifts), shifts.nx), np.float32),
+        np.zeros((n_strips, n_samples), np.uint64),
+        np.zeros((n_strips, n_samples), np.uint64),
+        np.zeros((n_strips, n_samples), np.float32),
+        np.zeros((n_strips, n_samples), np.float32),
+        buffers[:2 * LANES * longest],
+        buffers[2 * LANES * longest + 512:],
+        _aligned(2 * LANES * rings.first_row[-1]),
+        _aligned(2 * LANES),
         np.zeros((2, LANES)),
-        np.zeros(2 * LANES, np.float32),
-        np.zeros((n_references, LANES)),
+        _aligned(2 * LANES),
+        np.zeros((n_candidates, n_references), np.float32),
+        np.zeros(n_candidates, np.float32),
+        np.zeros((2, n_candidates)),
+        np.zeros(LANES, np.int64),
+        np.zeros(LANES),
+        np.zeros(LANES),
         np.zeros(n_references, np.bool_),
     )
 
 
 @njit(cache=True)
-def particles_together(n_shifts):
-    """How many particles share their blocks of lanes, so that not more than one lane in fifteen is idle."""
-    for n_slots in range(1, LANES):
-        idle = -n_slots * n_shifts % LANES
-        if 15 * idle <= n_slots * n_shifts + idle:
-            return n_slots
-    return LANES
+def _place(candidate, first, count, shifts):
+    """Particle of a candidate, indices of its shift, and whether that lies within the particle's own range."""
+    q, n_shifts = shifts.parts, shifts.nx * shifts.ny
+    p, part, shift = candidate // (n_shifts * q * q), candidate // n_shifts % (q * q), candidate % n_shifts
+    ix, iy = part % q + q * (shift % shifts.nx), part // q + q * (shift // shifts.nx)
+    return p, first[p, 0] + ix, first[p, 1] + iy, ix < count[p, 0] and iy < count[p, 1]
 
 
 @njit(cache=True)
-def _fill_block(block, rings, shifts, scratch):
-    """Ring spectra and moments of one block of LANES (particle, shift) pairs."""
-    n_slots, columns = scratch.strips.shape[:2]
+def _prepare(p, part, images, centres, first, count, rings, shifts, scratch):
+    """Pixels and sample places of particle p, for one grid of shifts."""
+    strip = p % scratch.strips.shape[0]
+    spread_shifts(images[p], shifts, scratch.strips[strip])
+    # a grid that begins beyond the particle's own range would lie outside the strips; none of it counts
+    ix = first[p, 0] + min(part % shifts.parts, count[p, 0] - 1)
+    iy = first[p, 1] + min(part // shifts.parts, count[p, 1] - 1)
+    locate_samples(rings, shifts, images.shape[1], centres[p, 0] + ix * shifts.step, centres[p, 1] + iy * shifts.step,
+                   scratch.base[strip], scratch.below[strip], scratch.u[strip], scratch.v[strip])
+
+
+@njit(cache=True)
+def _fill_block(block, n_particles, n_freq, rings, shifts, scratch):
+    """Ring spectra, of each ring ``n_freq`` frequencies, and moments of a block of LANES shifts of one grid."""
+    n_strips, columns = scratch.strips.shape[:2]
     n_shifts = shifts.nx * shifts.ny
-    pixels = scratch.strips.reshape((n_slots, -1))
+    pixels = scratch.strips.reshape((n_strips, -1))
     column = np.uint64(pixels.shape[1] // columns)
-    first_slot = block * LANES // n_shifts
-    stop_slot = min(n_slots, -(-(block + 1) * LANES // n_shifts))
+    stop_particle = min(n_particles, -(-(block + 1) * LANES // n_shifts))
     scratch.moments[:] = 0.0
     start = 0
     for ring in range(rings.lengths.size):
         length = rings.lengths[ring]
         stop = start + length
-        samples = scratch.a[:LANES * length].reshape((length, LANES))
-        if stop_slot == n_slots:
-            samples[:] = 0.0  # lanes after the last particle must hold numbers
-        for slot in range(first_slot, stop_slot):
-            base, below = scratch.base[slot, start:stop], scratch.below[slot, start:stop]
-            u, v = scratch.u[slot, start:stop], scratch.v[slot, start:stop]
-            lane = max(0, slot * n_shifts - block * LANES)
-            shift = np.uint64(max(0, block * LANES - slot * n_shifts))
-            stop_lane = min(LANES, (slot + 1) * n_shifts - block * LANES)
-            if stop_lane - lane < LANES // 2:
-                _sample_few(pixels[slot], column, base, below, u, v, shift, np.uint64(lane), np.uint64(stop_lane),
-                            samples)
-            elif lane == 0:
-                _sample_16(pixels[slot], column, base, below, u, v, shift, samples)
-            else:
-                apart = scratch.b[LANES:LANES * (length + 1)].reshape((length, LANES))
-                _sample_16(pixels[slot], column, base, below, u, v, shift, apart)
-                _merge_lanes(scratch.b, np.uint64(lane), samples)
-        _add_moments(scratch.a, length, rings.weights[ring], scratch.ring_moments, scratch.moments)
+        for p in range(block * LANES // n_shifts, stop_particle):
+            strip, first_shift = p % n_strips, block * LANES - p * n_shifts
+            first_lane = max(0, -first_shift)
+            scratch.sums[:] = 0.0
+            _sample_shifts(pixels[strip], column, scratch.base[strip, start:stop], scratch.below[strip, start:stop],
+                           scratch.u[strip, start:stop], scratch.v[strip, start:stop],
+                           np.uint64(max(0, first_shift)), np.uint64(first_lane), scratch.a, scratch.sums)
+            _add_moments(scratch.sums, rings.weights[ring], first_lane, n_shifts - first_shift, scratch.moments)
         z = fft_lanes(scratch.a, scratch.b, length // 2, rings)
-        _store_spectrum(z, length, ring, rings, scratch.spectra)
+        _unpack(z, length, n_freq[ring], ring, rings, scratch.spectra)
         start = stop
 
 
 @njit(cache=True)
-def _peaks(k, references, n_rows, n_freq, total_weight, rings, scratch):
-    """Correlation of a block with reference k at all angles; its largest values go into ``scratch.largest``."""
-    longest = rings.lengths[0]
-    _correlate(references.packed[k], scratch.spectra, rings.first_row, n_rows, n_freq, scratch.a)
-    for i in range(LANES):  # the particle's mean, which only frequency 0 meets
-        offset = 2.0 * scratch.moments[0, i] / total_weight * references.constants[k]
-        scratch.a[i] -= offset
-        scratch.a[LANES + i] -= offset
-    z = fft_lanes(scratch.a, scratch.b, longest, rings)
-    _largest(z, longest, scratch.largest)
-    return z
+def _normalise_lane(lane, candidate, rings, scratch):
+    """From the moments of a lane, what makes a peak of its correlation; kept for the second look."""
+    mean = scratch.moments[0, lane] / rings.total_weight
+    variance = scratch.moments[1, lane] / rings.total_weight - mean * mean
+    scratch.offset[lane] = 2.0 * mean
+    scratch.scale[lane] = 0.5 / (rings.lengths[0] * np.sqrt(variance)) if variance > 0.0 else 0.0
+    scratch.offset_scale[0, candidate], scratch.offset_scale[1, candidate] = scratch.offset[lane], scratch.scale[lane]
 
 
 @njit(cache=True)
-def _search_group(slots, images, centres, first, count, references, rings, shifts, scratch, found):
-    """Best reference, shift, angle and mirror of each particle in ``slots``, into ``found``."""
-    n_shifts = shifts.nx * shifts.ny
-    for slot in range(slots.size):
-        spread_shifts(images[slots[slot]], shifts, scratch.strips[slot])
-        found.peak[slots[slot]] = -np.inf
-    for part in range(shifts.parts * shifts.parts):
-        part_y, part_x = part // shifts.parts, part % shifts.parts
-        for slot in range(slots.size):
-            p = slots[slot]
-            # a grid that begins beyond the particle's own range would lie outside the strips; none of it counts
-            ix, iy = first[p, 0] + min(part_x, count[p, 0] - 1), first[p, 1] + min(part_y, count[p, 1] - 1)
-            locate_samples(rings, shifts, images.shape[1], centres[p, 0] + ix * shifts.step,
-                           centres[p, 1] + iy * shifts.step,
-                           scratch.base[slot], scratch.below[slot], scratch.u[slot], scratch.v[slot])
-        for block in range(-(-slots.size * n_shifts // LANES)):
-            _fill_block(block, rings, shifts, scratch)
-            _search_block(block, part_x, part_y, slots, first, count, references, rings, shifts, scratch, found)
+def _first_look(block, part, n_particles, first, count, references, rings, shifts, scratch):
+    """Bounds of the peaks of one block of shifts with all references.
 
-
-@njit(cache=True)
-def _search_block(block, part_x, part_y, slots, first, count, references, rings, shifts, scratch, found):
-    """Compare a block of lanes with all references.
-
-    A first look takes only the rows in which the references have something (``References.kept``). What the others
-    can add to a peak is bounded (Cauchy and Schwarz), so a reference is looked at in full where a lane might still
-    exceed the best peak its particle has, the most promising first; the result is that of looking at all in full.
+    Only the rows are taken in which the references have something (``References.kept``). What the others can add to
+    a peak is bounded (Cauchy and Schwarz).
     """
-    n_references = references.constants.size
     n_shifts = shifts.nx * shifts.ny
-    total_weight = (rings.weights * rings.lengths).sum()
-    all_rows = rings.first_row[1:] - rings.first_row[:-1]
-    n_lanes = min(LANES, slots.size * n_shifts - block * LANES)
-    lanes = np.zeros((LANES, 3), np.int64)  # particle (-1: a shift beyond its range), ix, iy
-    scale = np.zeros(LANES)
-    for i in range(n_lanes):
-        p, shift = slots[(block * LANES + i) // n_shifts], (block * LANES + i) % n_shifts
-        ix, iy = part_x + shifts.parts * (shift % shifts.nx), part_y + shifts.parts * (shift // shifts.nx)
-        lanes[i, 0] = p if ix < count[p, 0] and iy < count[p, 1] else -1
-        lanes[i, 1], lanes[i, 2] = first[p, 0] + ix, first[p, 1] + iy
-        mean = scratch.moments[0, i] / total_weight
-        variance = scratch.moments[1, i] / total_weight - mean * mean
-        scale[i] = 0.5 / (rings.lengths[0] * np.sqrt(variance)) if variance > 0.0 else 0.0
-    if references.n_kept < references.kept.size:
-        for k in range(n_references):
-            _peaks(k, references, references.kept, references.n_kept, total_weight, rings, scratch)
-            for i in range(n_lanes):
-                peak = max(scratch.largest[i], scratch.largest[LANES + i])
-                scratch.bounds[k, i] = scale[i] * peak + references.lost[k]
-    else:
-        scratch.bounds[:] = np.inf
+    _fill_block(block, n_particles, references.kept_of_ring, rings, shifts, scratch)
+    n_lanes = min(LANES, n_particles * n_shifts - block * LANES)
+    for lane in range(n_lanes):
+        p, shift = (block * LANES + lane) // n_shifts, (block * LANES + lane) % n_shifts
+        candidate = (p * shifts.parts * shifts.parts + part) * n_shifts + shift
+        _normalise_lane(lane, candidate, rings, scratch)
+        scratch.lanes[lane] = candidate
+        scratch.promise[candidate] = -np.inf
+    for k in range(references.constants.size):
+        _correlate_lanes(k, references, references.kept, references.n_kept, rings, scratch)
+        fft_largest(scratch.a, scratch.b, rings.lengths[0], rings, scratch.largest)
+        for lane in range(n_lanes):
+            candidate = scratch.lanes[lane]
+            peak = scratch.scale[lane] * max(scratch.largest[lane], scratch.largest[LANES + lane])
+            scratch.bounds[candidate, k] = peak + references.lost[k]
+            scratch.promise[candidate] = max(scratch.promise[candidate], scratch.bounds[candidate, k])
+    for lane in range(n_lanes):
+        if not _place(scratch.lanes[lane], first, count, shifts)[3]:
+            scratch.promise[scratch.lanes[lane]] = -np.inf
+
+
+@njit(cache=True)
+def _choose_lanes(peak, scratch):
+    """Fill the lanes with candidates that may exceed their particle's best peak, the most promising first.
+
+    Returns how many lanes are filled. No candidate is chosen twice.
+    """
+    n_candidates = scratch.promise.size // LANES
+    n_lanes, before = 0, -1
+    while n_lanes > before:
+        before = n_lanes
+        for p in range(peak.size):
+            promise = scratch.promise[p * n_candidates:(p + 1) * n_candidates]
+            best = promise.argmax()
+            if n_lanes < LANES and promise[best] > -np.inf and promise[best] >= peak[p]:
+                promise[best] = -np.inf
+                scratch.lanes[n_lanes] = p * n_candidates + best
+                n_lanes += 1
+    return n_lanes
+
+
+@njit(cache=True)
+def _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch):
+    """Ring spectra of the candidates in ``scratch.lanes``, in full."""
+    n, start = images.shape[1], 0
+    for ring in range(rings.lengths.size):
+        length = rings.lengths[ring]
+        x, y = rings.x[start:start + length], rings.y[start:start + length]
+        for lane in range(n_lanes):
+            p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
+            _sample_alone(images[p].reshape(n * n), n, x, y, centres[p, 0] + ix * shifts.step,
+                          centres[p, 1] + iy * shifts.step, np.uint64(lane), scratch.a)
+        z = fft_lanes(scratch.a, scratch.b, length // 2, rings)
+        _unpack(z, length, length // 2 + 1, ring, rings, scratch.spectra)
+        start += length
+
+
+@njit(cache=True)
+def _second_look(n_lanes, images, centres, first, count, references, rings, shifts, scratch, found):
+    """Compare the candidates in ``scratch.lanes`` in full with every reference that may be their particle's best."""
+    _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch)
+    for lane in range(n_lanes):
+        scratch.offset[lane], scratch.scale[lane] = scratch.offset_scale[:, scratch.lanes[lane]]
     scratch.exact[:] = False
     while True:
-        k = _most_promising(scratch.bounds, scratch.exact, lanes, n_lanes, found)
+        k = _most_promising(n_lanes, found.peak, scratch)
         if k < 0:
             return
         scratch.exact[k] = True
-        z = _peaks(k, references, all_rows, all_rows.size, total_weight, rings, scratch)
-        for i in range(n_lanes):
-            if lanes[i, 0] >= 0:
-                _keep_better(z, i, rings.lengths[0], scratch.largest, scale[i], lanes[i, 0], k, lanes[i, 1],
-                             lanes[i, 2], found)
+        _correlate_lanes(k, references, rings.n_rows, rings.n_rows.size, rings, scratch)
+        z = fft_lanes(scratch.a, scratch.b, rings.lengths[0], rings)
+        _largest(z, rings.lengths[0], scratch.largest)
+        for lane in range(n_lanes):
+            p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
+            _keep_better(z, lane, rings.lengths[0], scratch.largest, scratch.scale[lane], p, k, ix, iy, found)
 
 
 @njit(cache=True)
-def _most_promising(bounds, exact, lanes, n_lanes, found):
+def _most_promising(n_lanes, peak, scratch):
     """The reference not yet looked at in full that may exceed a particle's best peak by most; -1 if none may."""
+    n_candidates = scratch.promise.size // LANES
     best, margin = -1, 0.0
-    for k in range(bounds.shape[0]):
-        if not exact[k]:
-            for i in range(n_lanes):
-                p = lanes[i, 0]
-                if p >= 0 and bounds[k, i] >= found.peak[p]:
-                    excess = bounds[k, i] - max(found.peak[p], 0.0)
+    for k in range(scratch.exact.size):
+        if not scratch.exact[k]:
+            for lane in range(n_lanes):
+                bound, highest = scratch.bounds[scratch.lanes[lane], k], peak[scratch.lanes[lane] // n_candidates]
+                if bound >= highest:
+                    excess = bound - max(highest, 0.0)
                     if best < 0 or excess > margin:
                         best, margin = k, excess
     return best
@@ -616,6 +707,28 @@ def _keep_better(z, lane, length, largest, scale, p, k, ix, iy, found):
         found.alpha[p] = 360.0 * refine_angle(z, column, length, largest[column]) / length % 360.0
 
 
+@njit(cache=True)
+def _search_group(images, centres, first, count, references, rings, shifts, scratch, found):
+    """Best reference, shift, angle and mirror of at most LANES particles, into ``found``.
+
+    A first look bounds the peaks of all candidates; a second one computes those that may be the highest. The result
+    is that of computing all.
+    """
+    n_particles, n_shifts = images.shape[0], shifts.nx * shifts.ny
+    for part in range(shifts.parts * shifts.parts):
+        n_prepared = 0
+        for block in range(-(-n_particles * n_shifts // LANES)):
+            while n_prepared < n_particles and n_prepared * n_shifts < (block + 1) * LANES:
+                _prepare(n_prepared, part, images, centres, first, count, rings, shifts, scratch)
+                n_prepared += 1
+            _first_look(block, part, n_particles, first, count, references, rings, shifts, scratch)
+    found.peak[:] = -np.inf
+    n_lanes = _choose_lanes(found.peak, scratch)
+    while n_lanes > 0:
+        _second_look(n_lanes, images, centres, first, count, references, rings, shifts, scratch, found)
+        n_lanes = _choose_lanes(found.peak, scratch)
+
+
 @njit(parallel=True, cache=True)
 def search(images, centres, first, count, references, rings, shifts, n_chunks, found):
     """Multi-reference search of all particles (SPEC section 4), each by itself, in parallel.
@@ -634,15 +747,14 @@ def search(images, centres, first, count, references, rings, shifts, n_chunks, f
         Filled in.
     """
     n_particles = images.shape[0]
-    n_slots = particles_together(shifts.nx * shifts.ny)
-    n_groups = -(-n_particles // n_slots)
+    n_groups = -(-n_particles // LANES)
     for chunk in prange(n_chunks):
-        scratch = _new_scratch(images.shape[1], n_slots, references.constants.size, rings, shifts)
-        slots = np.empty(n_slots, np.int64)
+        scratch = _new_scratch(images.shape[1], references.constants.size, rings, shifts)
         for group in range(chunk * n_groups // n_chunks, (chunk + 1) * n_groups // n_chunks):
-            for slot in range(n_slots):
-                slots[slot] = min(group * n_slots + slot, n_particles - 1)
-            _search_group(slots, images, centres, first, count, references, rings, shifts, scratch, found)
+            a, b = group * LANES, min((group + 1) * LANES, n_particles)
+            mine = Found(found.peak[a:b], found.assign[a:b], found.alpha[a:b], found.mirror[a:b], found.ix[a:b],
+                         found.iy[a:b])
+            _search_group(images[a:b], centres[a:b], first[a:b], count[a:b], references, rings, shifts, scratch, mine)
 
 
 # --- pixels

@@ -16,7 +16,10 @@ from mrefali.errors import InputError
 
 #: A first look at a reference takes the angular frequencies of each ring up to one of these, in 1/px, that leaves out
 #: no more than such a share of its amplitude.
-FIRST_LOOK_FREQUENCIES, LOST_SHARE = (0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4), 0.02
+FIRST_LOOK_FREQUENCIES, LOST_SHARE = (0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275, 0.3, 0.35, 0.4), 0.02
+
+#: Error of a peak by float32 arithmetic, as a share of the highest that is possible: ten times what is ever seen.
+ROUNDING = 1e-5
 
 #: Smallest translation step in px: a finer one tells nothing more, and would be searched for years.
 SMALLEST_STEP = 0.01
@@ -52,7 +55,7 @@ class Search:
         with_frequency = [(lengths // 2 >= k).sum() for k in range(lengths[0] // 2 + 1)]
         padded = -(-np.array(with_frequency) // kernels.UNROLL) * kernels.UNROLL
         twiddles, first_twiddle = _fft_twiddles(lengths[0])
-        phase = 2 * np.pi * np.arange(lengths[0] // 2) / lengths[0]
+        phase = 2 * np.pi * np.arange(lengths[0] // 2 + 1) / lengths[0]
         return kernels.Rings(
             x=np.concatenate([r * np.sin(t) for r, t in zip(radii, angles, strict=True)]),
             y=np.concatenate([r * np.cos(t) for r, t in zip(radii, angles, strict=True)]),
@@ -62,6 +65,8 @@ class Search:
             twiddles=twiddles,
             first_twiddle=first_twiddle,
             phases=np.stack([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32),
+            n_rows=padded,
+            total_weight=float((2 * np.pi * radii).sum()),
         )
 
     @cached_property
@@ -133,7 +138,8 @@ def _first_look(spectra, rings):
 
     Of each ring the frequencies up to 2 pi r f are kept, f being the smallest that leaves ``LOST_SHARE`` of every
     reference. A particle's samples have mean 0 and deviation 1, so by Cauchy and Schwarz what is left out adds at
-    most sqrt(sum |C|^2 L / w) sqrt(sum w) / Lmax, w being the weight of a sample.
+    most sqrt(sum |C|^2 L / w) sqrt(sum w) / Lmax, w being the weight of a sample. The bound holds ``ROUNDING`` of
+    the same for all rows besides.
 
     Parameters
     ----------
@@ -143,9 +149,8 @@ def _first_look(spectra, rings):
 
     Returns
     -------
-    kept : (n_freq,) int64
-    n_kept : int
-    lost : (n_references,) float64
+    kept, n_kept, kept_of_ring, lost
+        As in ``kernels.References``.
     """
     n_freq, longest = len(rings.first_row) - 1, rings.lengths[0]
     frequency = np.repeat(np.arange(n_freq), np.diff(rings.first_row))
@@ -155,18 +160,22 @@ def _first_look(spectra, rings):
     # frequencies 0 and Lmax / 2 count once and all others twice; at its own L / 2 a shorter ring has half its weight
     times = np.where(frequency == 0, 1, np.where(2 * frequency < length, 2, np.where(length < longest, 4, 1)))
     power = times * np.abs(spectra) ** 2 * length / weight
-    total = power.sum(axis=1)
+
+    def bound(power):
+        return np.sqrt(power.sum(axis=1) * rings.total_weight) / longest
+
+    kept, lost = rings.n_rows, np.zeros(len(spectra))
     for f in FIRST_LOOK_FREQUENCIES:
         wanted = frequency <= weight * length * f  # weight * length = 2 pi r
         rows = np.bincount(frequency[wanted & (power.max(axis=0) > 0)], minlength=n_freq)
-        kept = -(-rows // kernels.UNROLL) * kernels.UNROLL
-        left_out = np.where(np.arange(len(frequency)) - rings.first_row[frequency] >= kept[frequency], power, 0.0)
-        lost = left_out.sum(axis=1)
-        if (lost <= LOST_SHARE**2 * total).all():
-            bound = np.sqrt(lost * (rings.weights * rings.lengths).sum()) / longest
-            rounding = 1e-5 * np.sqrt(total * (rings.weights * rings.lengths).sum()) / longest
-            return kept, int(np.flatnonzero(kept)[-1]) + 1, bound + rounding
-    return np.diff(rings.first_row), n_freq, np.zeros(len(spectra))
+        padded = -(-rows // kernels.UNROLL) * kernels.UNROLL
+        left_out = np.where(np.arange(len(frequency)) - rings.first_row[frequency] >= padded[frequency], power, 0.0)
+        if (bound(left_out) <= LOST_SHARE * bound(power)).all():
+            kept, lost = padded, bound(left_out)
+            break
+    last = [np.flatnonzero(kept > i).max(initial=-1) for i in range(len(rings.lengths))]
+    return (kept, int(np.flatnonzero(kept).max(initial=-1)) + 1, np.minimum(np.array(last), rings.lengths // 2) + 1,
+            lost + ROUNDING * bound(power))
 
 
 def _bilinear(images, x, y):

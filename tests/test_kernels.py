@@ -43,24 +43,35 @@ def test_fft_of_each_lane_is_numpys(exponent, longest_rings):
     np.testing.assert_allclose(real + 1j * imaginary, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("exponent", range(2, 12))
+def test_the_largest_of_an_fft_are_those_of_its_values(exponent, longest_rings):
+    n = 1 << exponent
+    a = noise(2 * LANES * n, seed=exponent)
+    values = kernels.fft_lanes(a.copy(), np.empty_like(a), n, longest_rings).reshape(n, 2 * LANES)
+    largest = np.empty(2 * LANES, np.float32)
+    kernels.fft_largest(a.copy(), np.empty_like(a), n, longest_rings, largest)
+    # the same sums, but what is compiled apart may round a product and a sum at once or one by one
+    np.testing.assert_allclose(largest, values.max(axis=0), rtol=0, atol=4 * EPS * np.abs(values).max())
+
+
 # --- one particle at all its shifts
 
 
 class Lanes:
-    """The kernels' buffers for one particle, all its shifts side by side."""
+    """The kernels' buffers for one particle, its shifts side by side."""
 
     def __init__(self, search, image, x0, y0):
         self.search, self.rings, self.shifts = search, search.rings, search.shifts
         self.n_lanes = self.shifts.nx * self.shifts.ny
-        self.scratch = kernels._new_scratch(search.box, 1, 1, self.rings, self.shifts)
-        kernels.spread_shifts(image, self.shifts, self.scratch.strips[0])
-        kernels.locate_samples(self.rings, self.shifts, search.box, x0, y0, self.scratch.base[0],
-                               self.scratch.below[0], self.scratch.u[0], self.scratch.v[0])
+        self.scratch = kernels._new_scratch(search.box, 1, self.rings, self.shifts)
+        self.first, self.count = np.zeros((1, 2), np.int64), np.full((1, 2), 100)
+        self.images, self.centres = image[None], np.array([[x0, y0]])
+        kernels._prepare(0, 0, self.images, self.centres, self.first, self.count, self.rings, self.shifts, self.scratch)
         self.image, self.x0, self.y0 = image.astype(float), x0, y0
 
     def fill(self, block):
         """Fill the block that begins with lane ``block`` and return how many of its lanes hold a shift."""
-        kernels._fill_block(block // LANES, self.rings, self.shifts, self.scratch)
+        kernels._fill_block(block // LANES, 1, self.rings.lengths // 2 + 1, self.rings, self.shifts, self.scratch)
         return min(LANES, self.n_lanes - block)
 
     def naive_samples(self, lane):
@@ -109,8 +120,9 @@ def test_spread_pixels_are_those_of_the_image_or_0_beyond_its_edge(lanes):
     for x in range(n):
         for y in range(n):
             row = np.concatenate([lanes.image[y, x::p], np.zeros(lanes.shifts.nx)])
-            np.testing.assert_array_equal(strips[x, y % p, y // p], row[:lanes.shifts.nx])
-    assert not strips[n].any()
+            np.testing.assert_array_equal(strips[x + 1, y % p, y // p], row[:lanes.shifts.nx])
+    assert not strips[0].any()
+    assert not strips[n + 1].any()
 
 
 def test_spectra_and_moments_of_every_shift_are_those_of_the_samples_of_the_slow_twin(lanes):
@@ -154,42 +166,78 @@ def test_correlations_are_those_of_the_slow_twin_at_every_angle(lanes):
         np.testing.assert_allclose(kernel.T, expected, rtol=0, atol=64 * EPS * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("n_shifts", [1, 2, 5, 9, 15, 16, 25, 49, 64, 441])
-def test_particles_share_blocks_so_that_few_lanes_are_idle(n_shifts):
-    n_slots = kernels.particles_together(n_shifts)
-    blocks = -(-n_slots * n_shifts // LANES)
-    assert 1 <= n_slots <= LANES
-    assert blocks * LANES - n_slots * n_shifts <= blocks * LANES / 15
+def inside(lanes, lane):
+    """Whether the rings of this shift lie within the image; else the search ignores the lane."""
+    shift = np.array([lane % lanes.shifts.nx, lane // lanes.shifts.nx]) * lanes.shifts.stride
+    return (np.array([lanes.x0, lanes.y0]) + shift + lanes.search.outer_radius <= lanes.search.box - 1).all()
 
 
-@pytest.mark.parametrize("n_slots", [2, 3, 5])
+def test_a_candidate_alone_has_the_spectra_of_its_place_among_the_shifts(lanes):
+    if lanes.shifts.parts > 1:  # of one grid of several: the candidates count through all of them
+        lanes.shifts = lanes.shifts._replace(parts=1, step=float(lanes.shifts.stride))
+    chosen = [lane for lane in range(lanes.n_lanes) if inside(lanes, lane)][-LANES:]
+    lanes.scratch.lanes[:len(chosen)] = chosen[::-1]
+    kernels._fill_lanes(len(chosen), lanes.images, lanes.centres, lanes.first, lanes.count, lanes.rings, lanes.shifts,
+                        lanes.scratch)
+    for i, lane in enumerate(chosen[::-1]):
+        for ring, spectrum in zip(lanes.naive_samples(lane), lanes.spectra(i), strict=True):
+            np.testing.assert_allclose(spectrum, np.fft.rfft(ring), rtol=0, atol=64 * EPS * np.sqrt(ring.size))
+
+
+@pytest.mark.parametrize("n_particles", [2, 5, 16])
 @pytest.mark.parametrize("half", [0, 1, 2, 3])
-def test_the_lanes_of_several_particles_hold_what_each_would_alone(n_slots, half):
+def test_the_lanes_of_several_particles_hold_what_each_would_alone(n_particles, half):
     search = Search(20, 1, 6, 1, half, half, 1)
     rings, shifts = search.rings, search.shifts
-    images = noise(n_slots, 20, 20, seed=6)
+    images = noise(n_particles, 20, 20, seed=6)
+    centres = np.stack([9.7 - half + 0.1 * np.arange(n_particles), np.full(n_particles, 10.2 - half)], axis=1)
+    first, count = np.zeros((n_particles, 2), np.int64), np.full((n_particles, 2), 100)
     n_shifts = shifts.nx * shifts.ny
 
-    def columns(slots):
+    def columns(particles):
         """Spectra and moments of all shifts of these particles, one after the other."""
-        scratch = kernels._new_scratch(20, len(slots), 1, rings, shifts)
-        for place, slot in enumerate(slots):
-            kernels.spread_shifts(images[slot], shifts, scratch.strips[place])
-            kernels.locate_samples(rings, shifts, 20, 9.7 - half + 0.1 * slot, 10.2 - half, scratch.base[place],
-                                   scratch.below[place], scratch.u[place], scratch.v[place])
-        found = []
-        for block in range(-(-len(slots) * n_shifts // LANES)):
-            kernels._fill_block(block, rings, shifts, scratch)
+        scratch, n, prepared, found = kernels._new_scratch(20, 1, rings, shifts), len(particles), 0, []
+        for block in range(-(-n * n_shifts // LANES)):
+            while prepared < n and prepared * n_shifts < (block + 1) * LANES:
+                kernels._prepare(prepared, 0, images[particles], centres[particles], first, count, rings, shifts,
+                                 scratch)
+                prepared += 1
+            kernels._fill_block(block, n, rings.lengths // 2 + 1, rings, shifts, scratch)
             spectra = scratch.spectra.reshape(-1, 2, LANES).transpose(2, 0, 1)
-            found += [(spectrum.copy(), moment.copy())
+            found += [(spectrum.tobytes(), moment.tobytes())
                       for spectrum, moment in zip(spectra, scratch.moments.T, strict=True)]
-        return found[:len(slots) * n_shifts]
+        return found[:n * n_shifts]
 
-    together = columns(list(range(n_slots)))
-    alone = [column for slot in range(n_slots) for column in columns([slot])]
-    for mine, other in zip(together, alone, strict=True):
-        np.testing.assert_allclose(mine[0], other[0], rtol=0, atol=64 * EPS * np.abs(other[0]).max())
-        np.testing.assert_allclose(mine[1], other[1], rtol=1e-6)
+    assert columns(list(range(n_particles))) == [column for p in range(n_particles) for column in columns([p])]
+
+
+# --- which candidates are looked at
+
+
+@pytest.fixture
+def choice():
+    """Buffers of four candidates a particle, of which a test says what each promises."""
+    search = Search(20, 1, 6, 1, 0.5, 0.5, 0.5)
+    return kernels._new_scratch(20, 1, search.rings, search.shifts._replace(nx=1, ny=1))
+
+
+def test_of_each_particle_the_most_promising_candidate_is_chosen_first(choice):
+    choice.promise[:] = -np.inf
+    choice.promise[:8] = [1, 4, 2, 3, 9, 5, 6, 7]
+    assert kernels._choose_lanes(np.array([2.5, 6.0]), choice) == 5
+    # those that cannot exceed 2.5 and 6 are left out, one that may equal it is not
+    assert choice.lanes[:5].tolist() == [1, 4, 3, 7, 6]
+    assert kernels._choose_lanes(np.array([2.5, 6.0]), choice) == 0
+
+
+def test_no_more_candidates_are_chosen_than_there_are_lanes(choice):
+    choice.promise[:] = np.arange(choice.promise.size)
+    peak = np.full(LANES, -np.inf)
+    chosen = []
+    while n := kernels._choose_lanes(peak, choice):
+        assert n == LANES
+        chosen += choice.lanes[:n].tolist()
+    assert sorted(chosen) == list(range(4 * LANES))
 
 
 def test_the_largest_of_each_column():

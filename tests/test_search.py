@@ -10,6 +10,7 @@ from mrefali import geometry, kernels
 from mrefali.average import normalize_particles, normalize_references
 from mrefali.errors import InputError
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
+from mrefali.kernels import LANES
 from mrefali.search import Search, align, ring_spectra, start_centres, whole_steps
 from mrefali.simulation import make_views, render, simulate_particles
 
@@ -406,11 +407,35 @@ def test_the_first_look_changes_no_bit_of_the_result():
     spectra = ring_spectra(references, search_20)
     assert spectra.n_kept < len(spectra.kept)  # it takes only a part of the rows
     assert (spectra.lost > 0).all()
-    rows = np.diff(search_20.rings.first_row)
-    in_full = spectra._replace(kept=rows, n_kept=len(rows), lost=np.zeros(len(references)))
-    mine, other = (align(images, identity_poses(len(images)), s, search_20) for s in (spectra, in_full))
-    for name in ("assign", "poses", "peak"):
-        assert getattr(mine, name).tobytes() == getattr(other, name).tobytes()
+    nothing_discarded = spectra._replace(lost=np.full(len(references), 1e30))
+    mine, other = (align(images, identity_poses(len(images)), s, search_20) for s in (spectra, nothing_discarded))
+    assert_same_bits(mine, other)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_no_peak_exceeds_its_bound_by_the_first_look_and_rounding_is_far_below_what_is_allowed_for(smooth):
+    search_20, n = Search(20, 1, 6, 1, 1, 1, 1), LANES if JIT else 2
+    references = low_passed(3, 20, seed=4) if smooth else noise(3, 20, 20, seed=4)
+    images, spectra = noise(n, 20, 20, seed=5), ring_spectra(references, search_20)
+    normalize_particles(images, disc(20, 6))
+    rings, shifts = search_20.rings, search_20.shifts
+    n_shifts = shifts.nx * shifts.ny
+    scratch = kernels._new_scratch(20, 3, rings, shifts)
+    centres, first, count = np.full((n, 2), 10.0), np.full((n, 2), -1), np.full((n, 2), 3)
+    for block in range(-(-n * n_shifts // LANES)):
+        for p in range(block * LANES // n_shifts, min(n, -(-(block + 1) * LANES // n_shifts))):
+            kernels._prepare(p, 0, images, centres, first, count, rings, shifts, scratch)
+        kernels._first_look(block, 0, n, first, count, spectra, rings, shifts, scratch)
+    bounds = scratch.bounds[:n * n_shifts].reshape(n, n_shifts, 3)
+    for shift in range(n_shifts):
+        poses = make_poses(np.zeros(n), 1 - shift % 3, 1 - shift // 3)
+        for k in range(3):
+            alone = ring_spectra(references[k:k + 1], search_20)
+            peaks = align(images, poses, alone, Search(20, 1, 6, 1, 0, 0, 1)).peak / spectra.scale
+            excess = (peaks - bounds[:, shift, k]) / spectra.lost[k]
+            assert excess.max() < 0
+            if not smooth:  # all rows are kept: what is allowed for is rounding alone
+                assert np.abs(excess + 1).max() < 0.1
 
 
 def test_the_first_look_loses_no_more_than_its_bound():
