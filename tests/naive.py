@@ -85,17 +85,18 @@ def rings(ir, ou, rs):
 
 
 def polar(image, x0, y0, radii, lengths):
-    """Bilinear samples of ``image`` on each ring about (x0, y0)."""
-    n = image.shape[0]
+    """Bilinear samples of ``image`` on each ring about (x0, y0); of several images about (n_images,) x0 and y0."""
+    n = image.shape[-1]
+    each = () if image.ndim == 2 else (np.arange(len(image))[:, None],)
     samples = []
     for r, length in zip(radii, lengths, strict=True):
         t = 2 * np.pi * np.arange(length) / length
-        x, y = x0 + r * np.sin(t), y0 + r * np.cos(t)
+        x, y = np.asarray(x0)[..., None] + r * np.sin(t), np.asarray(y0)[..., None] + r * np.cos(t)
         i, j = np.floor(x).astype(int), np.floor(y).astype(int)
         u, v = x - i, y - j
         i1, j1 = np.minimum(i + 1, n - 1), np.minimum(j + 1, n - 1)  # only ever met with weight 0
-        samples.append((1 - v) * ((1 - u) * image[j, i] + u * image[j, i1])
-                       + v * ((1 - u) * image[j1, i] + u * image[j1, i1]))
+        samples.append((1 - v) * ((1 - u) * image[(*each, j, i)] + u * image[(*each, j, i1)])
+                       + v * ((1 - u) * image[(*each, j1, i)] + u * image[(*each, j1, i1)]))
     return samples
 
 
@@ -112,22 +113,24 @@ def reference_spectra(reference, ir, ou, rs):
 
 
 def particle_spectra(image, x0, y0, ir, ou, rs):
+    """Ring spectra of a normalised particle about (x0, y0), or of several about (n_particles,) x0 and y0."""
     radii, lengths = rings(ir, ou, rs)
     samples = polar(image, x0, y0, radii, lengths)
     weights = [2 * np.pi * r / length for r, length in zip(radii, lengths, strict=True)]
     total = sum(w * length for w, length in zip(weights, lengths, strict=True))
-    mean = sum(w * ring.sum() for w, ring in zip(weights, samples, strict=True)) / total
-    var = sum(w * ((ring - mean) ** 2).sum() for w, ring in zip(weights, samples, strict=True)) / total
+    mean = sum(w * ring.sum(axis=-1, keepdims=True) for w, ring in zip(weights, samples, strict=True)) / total
+    var = sum(w * ((ring - mean) ** 2).sum(axis=-1, keepdims=True)
+              for w, ring in zip(weights, samples, strict=True)) / total
     return [np.fft.rfft((ring - mean) / np.sqrt(var)) for ring in samples]
 
 
 def correlations(reference, particle):
-    """Straight and mirrored correlation at Lmax angles of two lists of ring spectra."""
+    """Straight and mirrored correlation at Lmax angles of the ring spectra of a reference and of particles."""
     n_freq = len(reference[-1])
-    straight, mirrored = np.zeros(n_freq, complex), np.zeros(n_freq, complex)
+    straight, mirrored = np.zeros((2, *particle[-1].shape[:-1], n_freq), complex)
     for c, d in zip(reference, particle, strict=True):
-        straight[: len(c)] += c * np.conj(d)
-        mirrored[: len(c)] += np.conj(c) * np.conj(d)
+        straight[..., : len(c)] += c * np.conj(d)
+        mirrored[..., : len(c)] += np.conj(c) * np.conj(d)
     length = 2 * (n_freq - 1)
     return np.fft.irfft(straight, length), np.fft.irfft(mirrored, length)
 
@@ -150,15 +153,19 @@ def shift_grid(half_range, h, n, ou, step):
     return [i * step for i in range(-steps[0], steps[1] + 1)]
 
 
-def search(image, spectra, start, ir, ou, rs, xr, yr, ts):
-    """Best (peak, assign, pose) of one normalised particle over all references, shifts and angles."""
-    n = image.shape[0]
-    c, cn = n // 2, n // 2 + 1
+def start_centre(start, n, ou):
+    """Where the rings are centred at shift 0, about the centre pixel; (0, 0) where that lies too far out."""
     a = np.deg2rad(start["alpha"])
     hx = -(np.cos(a) * start["sx"] - np.sin(a) * start["sy"])
     hy = -(np.sin(a) * start["sx"] + np.cos(a) * start["sy"])
-    if max(abs(hx), abs(hy)) > cn - ou - 2:
-        hx = hy = 0.0
+    return (0.0, 0.0) if max(abs(hx), abs(hy)) > n // 2 + 1 - ou - 2 else (hx, hy)
+
+
+def search(image, spectra, start, ir, ou, rs, xr, yr, ts):
+    """Best (peak, assign, pose) of one normalised particle over all references, shifts and angles."""
+    n = image.shape[0]
+    c = n // 2
+    hx, hy = start_centre(start, n, ou)
     best = (-np.inf,)
     for iy in shift_grid(yr, hy, n, ou, ts):
         for ix in shift_grid(xr, hx, n, ou, ts):
@@ -176,6 +183,30 @@ def search(image, spectra, start, ir, ou, rs, xr, yr, ts):
                     pose(angle, -np.cos(a) * ix - np.sin(a) * iy, np.sin(a) * ix - np.cos(a) * iy),
                     pose(mirror=mirror))
     return peak, assign, found
+
+
+def peaks(images, spectra, starts, ir, ou, rs, xr, yr, ts):
+    """The largest value over all angles of every correlation that ``search`` compares, of many particles at once.
+
+    Returns
+    -------
+    (n_particles, n_y, n_x, n_references, 2) float64
+        [particle, y shift, x shift, reference, mirror]; shift 0 in the middle, -inf beyond a particle's range.
+    """
+    n = images.shape[1]
+    h = np.array([start_centre(start, n, ou) for start in starts])
+    grids = [[shift_grid(half, centre[axis], n, ou, ts) for centre in h] for axis, half in enumerate((xr, yr))]
+    x_shifts, y_shifts = ([i * ts for i in range(-int(half / ts + 1e-6), int(half / ts + 1e-6) + 1)]
+                          for half in (xr, yr))
+    found = np.full((len(images), len(y_shifts), len(x_shifts), len(spectra), 2), -np.inf)
+    for j, iy in enumerate(y_shifts):
+        for i, ix in enumerate(x_shifts):
+            mine = np.array([ix in x_grid and iy in y_grid for x_grid, y_grid in zip(*grids, strict=True)])
+            particles = particle_spectra(images[mine], n // 2 + h[mine, 0] + ix, n // 2 + h[mine, 1] + iy, ir, ou, rs)
+            for k, reference in enumerate(spectra):
+                for mirror, ccf in enumerate(correlations(reference, particles)):
+                    found[mine, j, i, k, mirror] = ccf.max(axis=-1)
+    return found
 
 
 # --- section 5: averages, FRC, filter, centre

@@ -126,6 +126,92 @@ def test_boxes_as_people_have_them(options):
                   search)
 
 
+# --- the choice, on many particles
+
+#: Of two peaks closer than this, as a share of the larger, either may win.
+TIE = 1e-5
+
+
+def slow_peaks(images, poses, references, search):
+    """``naive.peaks`` of float32 images and references."""
+    options = search.inner_radius, search.outer_radius, search.ring_step
+    spectra = [naive.reference_spectra(reference.astype(float), *options) for reference in references]
+    return naive.peaks(images.astype(float), spectra, poses, *options, search.xr, search.yr, search.shift_step)
+
+
+def assert_chooses_alike(images, poses, references, search):
+    """Reference, shift and mirror are those of the slow twin's highest peak, or of one that ties with it."""
+    found = align(images, poses, ring_spectra(references, search), search)
+    peaks = slow_peaks(images, poses, references, search)
+    centres = [naive.start_centre(pose, search.box, search.outer_radius) for pose in poses]
+    moved = np.rint((inverse_shift(found.poses) - centres) / search.shift_step).astype(int)
+    middle_y, middle_x = np.array(peaks.shape[1:3]) // 2
+    chosen = peaks[np.arange(len(images)), middle_y + moved[:, 1], middle_x + moved[:, 0], found.assign,
+                   found.poses["mirror"]]
+    best = peaks.max(axis=(1, 2, 3, 4))
+    assert best.min() > 0
+    assert (chosen >= best * (1 - TIE)).all()
+    np.testing.assert_allclose(found.peak, best, rtol=PEAK)
+    # so that the above says something: each reference, straight and mirrored, is the choice of some particle
+    assert len(set(zip(found.assign, found.poses["mirror"], strict=True))) == 2 * len(references)
+
+
+@pytest.mark.parametrize("options", [(20, 1, 6, 1, 2, 1, 1), (21, 2, 7, 2, 1, 1, 0.5)])
+def test_the_slow_twin_for_many_particles_is_that_for_one(options):
+    search = Search(*options)
+    n = 12 if JIT else 3
+    images, references = noise(n, search.box, search.box), noise(3, search.box, search.box, seed=9)
+    poses = random_poses(n, search.box // 2 + 1 - search.outer_radius - 2)
+    spectra = [naive.reference_spectra(reference.astype(float), *options[1:4]) for reference in references]
+    for image, pose, peaks in zip(images, poses, slow_peaks(images, poses, references, search), strict=True):
+        peak, assign, found = naive.search(image.astype(float), spectra, pose, *options[1:])
+        assert peaks.max() == pytest.approx(peak, rel=1e-12)
+        y, x, k, mirror = np.unravel_index(peaks.argmax(), peaks.shape)
+        assert (k, mirror) == (assign, found["mirror"])
+        shift = (np.array([x, y]) - np.array(peaks.shape[1::-1]) // 2) * search.shift_step
+        assert inverse_shift(found) - start_centres(pose[None], search)[0] == pytest.approx(shift, abs=1e-9)
+
+
+def of_like_power(references, search):
+    """References of mean 0 and standard deviation 1, so that each is the best for some particles."""
+    references = references.astype(np.float32)
+    normalize_particles(references, disc(search.box, search.outer_radius))
+    return references
+
+
+@pytest.mark.jit_only
+def test_two_thousand_particles_are_classed_as_by_the_slow_twin():
+    search = Search(32, 1, 10, 1, 2, 2, 1)
+    particles = simulate_particles(2000, 6, 32, snr=0.1, max_shift=3, seed=11)
+    normalize_particles(particles.images, disc(32, search.outer_radius))
+    # from shifts of up to 4 px: of some the range is cut, and those beyond 5 px start from the identity
+    assert_chooses_alike(particles.images, random_poses(2000, 4), of_like_power(particles.views, search), search)
+
+
+@pytest.mark.jit_only
+def test_particles_of_noise_alone_are_classed_as_by_the_slow_twin():
+    search = Search(33, 1, 11, 1, 1, 1, 0.5)
+    references = of_like_power(low_passed(5, 33, seed=12), search)
+    assert_chooses_alike(noise(500, 33, 33, seed=13), identity_poses(500), references, search)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize(("n", "n_references", "box", "outer_radius", "half"), [
+    (400, 4, 40, 13, 2),
+    pytest.param(2000, 10, 64, 27, 3, marks=pytest.mark.slow),
+    pytest.param(400, 20, 128, 55, 3, marks=pytest.mark.slow),
+])
+def test_particles_are_classed_by_averages_as_by_the_slow_twin(n, n_references, box, outer_radius, half):
+    """Averages as an iteration leaves them, each filtered by its FRC."""
+    search = Search(box, 1, outer_radius, 1, half, half, 1)
+    particles = simulate_particles(n, n_references, box, snr=0.1, max_shift=half, seed=14)
+    inside = disc(box, outer_radius)
+    normalize_particles(particles.images, inside)
+    averages = naive.update(particles.images.astype(float), [None] * n_references, particles.poses.copy(),
+                            particles.classes, inside.astype(float), inside, 1, None)["averages"]
+    assert_chooses_alike(particles.images, identity_poses(n), normalize_references(averages, inside), search)
+
+
 # --- poses far out
 
 
