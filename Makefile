@@ -33,9 +33,16 @@ check: $(DEVELOPER)  ## style, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-bench: $(DEVELOPER)  ## time of the search beside the original's, and of the start
+bench: $(DEVELOPER)  ## time and memory of searches and runs, beside the original's; some five minutes
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/product.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/iteration.py
+	$(BIN)/python benchmarks/ranks.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/pytest -q benchmarks/bench_*.py --benchmark-columns=min,median,rounds --benchmark-sort=name \
+		--benchmark-max-time=0.5 --benchmark-warmup=on
 
 notebooks: $(DEVELOPER)  ## run the notebooks from a clean kernel, keep their outputs
 	$(BIN)/python notebooks/execute.py
