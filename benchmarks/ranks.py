@@ -29,7 +29,7 @@ def time_one_rank(stack, references):
     """As one of the ranks: search the own share, then do a whole iteration; the root prints the seconds of both."""
     comm = parallel.mpi()
     numba.set_num_threads(1)
-    with threadpool_limits(1):
+    with comm.ending_together(), threadpool_limits(1):
         plan = prepare(io.open_stack(stack), io.open_stack(references), Options(
             mask=None, ir=1, ou=OUTER_RADIUS, rs=1, xr=HALF_RANGE, yr=HALF_RANGE, ts=1, center=1, maxit=1,
             function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, quiet=True), comm)
