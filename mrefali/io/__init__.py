@@ -3,9 +3,10 @@
 from mrefali.io.arrays import ArrayStack
 from mrefali.io.bdb import BdbStack, is_bdb
 from mrefali.io.hdf import HdfStack, write_images, write_stack
+from mrefali.io.stack import FileStack as Stack
 from mrefali.io.whole import replacing
 
-__all__ = ["ArrayStack", "BdbStack", "HdfStack", "open_stack", "replacing", "write_images", "write_stack"]
+__all__ = ["ArrayStack", "BdbStack", "HdfStack", "Stack", "open_stack", "replacing", "write_images", "write_stack"]
 
 
 def open_stack(path, *, mixed=False):

@@ -1,11 +1,16 @@
-"""What the stacks of all file formats do alike. Imports geometry and errors of ours only."""
+"""What the stacks of all file formats do alike. Imports geometry, pictures and errors of ours only."""
 
+import html
 import shlex
 
 import numpy as np
 
+from mrefali import pictures
 from mrefali.errors import InputError
 from mrefali.geometry import from_matrices
+
+#: Images that a stack shows of itself in Jupyter, their largest side in px, and their quality as a JPEG.
+SHOWN, SHOWN_SIDE, SHOWN_QUALITY = 10, 96, 80
 
 
 class FileStack:
@@ -15,6 +20,8 @@ class FileStack:
     ----------
     path : str
     n_images : int
+    box : int, px
+    pixel_size_A : float or None
     keys : sequence of int
         What the file calls each image.
     """
@@ -27,6 +34,18 @@ class FileStack:
 
     def __len__(self):
         return self.n_images
+
+    def __repr__(self):
+        size = "" if self.pixel_size_A is None else f", {self.pixel_size_A:g} A a pixel"
+        return f"<mrefali.Stack {self.path}: {self.n_images} images of {self.box} x {self.box} px{size}>"
+
+    def _repr_html_(self):
+        """What Jupyter shows: what it is, and its first images; None where Pillow is missing."""
+        if not pictures.can_encode():
+            return None
+        shown = [pictures.fit(pictures.grey(image), SHOWN_SIDE) for image in self.read(0, min(SHOWN, self.n_images))]
+        picture = pictures.data_uri(pictures.jpeg(pictures.strip(shown), SHOWN_QUALITY))
+        return f'<div><p>{html.escape(repr(self)[1:-1])}</p><img alt="the first images" src="{picture}"></div>'
 
     def read(self, start, stop):
         """Images ``start`` to ``stop`` (exclusive), ``(stop - start, box, box) float32``."""
