@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm  # not tqdm.auto, which warns in notebooks without ipywidgets
 
 from mrefali import average, geometry
 from mrefali.classes import update_classes
+from mrefali.progress import progress
 from mrefali.search import Alignments, Search, align, ring_spectra
 
 #: Iterations at most where ``maxit=0`` asks for auto-stop.
@@ -144,15 +144,15 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number)
     sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
                              particles.ctf is not None)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
-    with tqdm(total=n, desc=f"iteration {number}", unit=" particles", leave=False,
-              disable=None if comm.is_root and not settings.quiet else True) as progress:
+    n_iterations = settings.maxit or AUTO_STOP_ITERATIONS
+    with progress(particles.n_images, number, n_iterations, comm.is_root and not settings.quiet) as bar:
         for first, last in particles.blocks(start, start + n):
             block, mine = slice(first, last), slice(first - start, last - start)
             images = particles.read(block)
             aligned = align(images, poses[mine], spectra, settings.search)
             sums.add(images, aligned.poses, aligned.assign, np.arange(first, last), particles.ctf_sq(block))
             found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak
-            progress.update(last - first)
+            bar.update((last - start) * particles.n_images // n - bar.n)  # the other ranks are as far
     return found, sums
 
 

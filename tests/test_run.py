@@ -22,7 +22,7 @@ from test_io_hdf import contents
 from threadpoolctl import threadpool_info
 
 import mrefali
-from mrefali import average, cli, ctf, geometry, outdir, refine
+from mrefali import average, cli, ctf, geometry, outdir
 from mrefali import run as run_module
 from mrefali.checks import use_threads
 from mrefali.errors import InputError
@@ -567,10 +567,6 @@ def test_a_compilation_is_announced_while_it_lasts(files, capsys, monkeypatch, s
     line = "compiling the search, once an installation: it takes about half a minute\n"
     assert out.startswith(line) is (seconds > 0)
     assert out.count("compiling") == (seconds > 0)
-
-
-def test_the_progress_bar_is_not_one_that_warns_in_notebooks():
-    assert refine.tqdm.__module__ == "tqdm.std"
 
 
 def test_check_refuses_what_a_run_refuses(files, tmp_path, capsys):
