@@ -60,11 +60,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 $(USER): setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[viz]'
 	touch $@
 
 $(DEVELOPER): setup.cfg pyproject.toml | $(BIN)/python
 	# the Berkeley DB binding, which writes bdb headers back, is compiled
 	test -e /usr/include/db.h || (apt-get update -q && apt-get install -qy --no-install-recommends libdb-dev gcc python3-dev)
+	# the browser in which the report is tested
+	command -v chromium >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(USER)

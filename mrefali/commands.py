@@ -13,7 +13,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                vanished: str = "random", center_limit: float = None,
-               threads: int = 0, quiet: bool = False, check: bool = False):
+               threads: int = 0, quiet: bool = False, check: bool = False, live: bool = False):
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
@@ -67,6 +67,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         print warnings only
     check : bool
         validate, print estimates and search ranges in effect, stop
+    live : bool
+        write report.html after every iteration, not only at the end
 
     Examples
     --------
@@ -77,7 +79,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                rand_seed, MPI, vanished=vanished, center_limit=center_limit, threads=threads, quiet=quiet,
-               check=check)
+               check=check, live=live)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
@@ -252,5 +254,76 @@ def transform2d(stack: str, out: str, *, interpolation: str = "quadratic"):
     transform2d(stack, out, interpolation=interpolation)
 
 
+def report(outdir: str):
+    """Make the page of a run: class averages, curves, warnings and members, to open in a browser.
+
+    Writes OUTDIR/report.html, one file that needs no network; it can be mailed. A run writes it at its end.
+
+    Parameters
+    ----------
+    outdir : str
+        directory of a run, finished or at work
+
+    Examples
+    --------
+    mrefali report out
+    """
+    from mrefali.page import report
+
+    report(outdir)
+
+
+def watch(outdir: str, *, every: float = 2.0, once: bool = False):
+    """Show the state of a run from another terminal, until it ends.
+
+    Iterations, time left, class sizes and warnings, read from the files of the run, which is not touched.
+
+    Parameters
+    ----------
+    outdir : str
+        directory of a run
+    every : float, s, above 0
+        time between two looks
+    once : bool
+        look once; so it is in a file or a pipe
+
+    Examples
+    --------
+    mrefali watch out
+    """
+    from mrefali.watching import watch
+
+    watch(outdir, every=every, once=once)
+
+
+def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most: int = 400):
+    """Make one picture of the images of a file, or of the class averages of a run.
+
+    Below each stands its number; for class averages the particles too, for a run also their share and the
+    resolution at an FRC of 0.5 and 0.143.
+
+    Parameters
+    ----------
+    file : str
+        stack, file of class averages, or directory of a run
+    out : str
+        picture to write, OUT.png; must not exist
+    order : str, size or number
+        by size of the class, where there are sizes, or by number
+    columns : int, at least 0
+        columns; 0 chooses
+    most : int, at least 1
+        images shown at most, the first ones
+
+    Examples
+    --------
+    mrefali montage out classes.png
+    mrefali montage out/aqm003.hdf classes.png --order=number
+    """
+    from mrefali.sheets import montage
+
+    montage(file, out, order=order, columns=columns, most=most)
+
+
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d)
+COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d, report, watch, montage)

@@ -21,8 +21,10 @@ from mrefali.checks import Options, check_places, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, one_line
 from mrefali.io import ArrayStack, open_stack
 from mrefali.outdir import OutputDirectory
+from mrefali.page import Reporter
 from mrefali.particles import BLOCK_BYTES
 from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, refine
+from mrefali.results import require_pictures
 from mrefali.search import align as search_particles
 from mrefali.search import ring_spectra, whole_steps
 
@@ -38,7 +40,7 @@ COMPILING_S = 3.0
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
-               vanished="random", center_limit=None, threads=0, quiet=False, check=False):
+               vanished="random", center_limit=None, threads=0, quiet=False, check=False, live=False):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -82,6 +84,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Report warnings only.
     check : bool
         Check everything, report search range and estimates of time and memory, and stop.
+    live : bool
+        Write the page of the run, ``report.html``, after every iteration and not only at the end.
 
     Raises
     ------
@@ -95,6 +99,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     with comm.ending_together(), use_threads(threads, comm):
         with comm.agreeing():
             particles, references = open_stack(stack), open_stack(refim)
+            if live:
+                require_pictures("live")
         check_places(particles, outdir, comm)
         plan = prepare(particles, references, Options(
             mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
@@ -108,7 +114,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
                 _report_estimates(plan, comm)
         elif comm.is_root:
             with OutputDirectory(outdir, particles.pixel_size_A) as output:
-                _run_and_write(plan, output, call, comm)
+                _run_and_write(plan, output, call, comm, Reporter(output.path, particles, live))
         else:
             with _files_may_fail(f"{stack} is as it was"):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm):
@@ -178,7 +184,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
 # --- what is reported and written
 
 
-def _run_and_write(plan, output, call, comm):
+def _run_and_write(plan, output, call, comm, reporter):
     stack, settings = plan.stack, plan.settings
     with _files_may_fail(f"what was finished is in {output.path}, and {stack.path} is as it was"):
         parameters = _describe(plan, call, comm)
@@ -192,11 +198,14 @@ def _run_and_write(plan, output, call, comm):
         for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
             output.write_iteration(iteration)
             _report_iteration(iteration, settings)
+            reporter.refresh()
         if settings.maxit == 0 and iteration.number + 1 < AUTO_STOP_ITERATIONS:
             logger.info("stopped after iteration %d: the criterion fell", iteration.number)
         output.write_end(iteration)
     written = _write_back(stack, iteration, output, obstacle)
     logger.info("done: averages and FRC curves in %s, xform.align2d and assign in %s", output.path, written)
+    with _files_may_fail(f"but the run is done: averages in {output.path}, poses and classes in {written}"):
+        reporter.finish()
 
 
 def _write_back(stack, iteration, output, obstacle):
@@ -254,7 +263,7 @@ def _describe(plan, call, comm):
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")}
     return {
         **{name: _plain(value) for name, value in call.items()},
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "folder": os.getcwd(), "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "n_particles": plan.stack.n_images, "n_references": len(plan.references), "box": search.box,
         "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
