@@ -47,8 +47,9 @@ bench: $(DEVELOPER)  ## time and memory of searches and runs, beside the origina
 notebooks: $(DEVELOPER)  ## run the notebooks from a clean kernel, keep their outputs
 	$(BIN)/python notebooks/execute.py
 
-picture: $(DEVELOPER)  ## make the README's picture anew
+picture: $(DEVELOPER)  ## make the README's pictures anew
 	$(BIN)/python docs/make_picture.py
+	$(BIN)/python docs/make_screenshot.py
 
 clean:  ## remove what was made, but not .venv
 	rm -rf demo build dist htmlcov .coverage .benchmarks .pytest_cache .ruff_cache .hypothesis .import_linter_cache

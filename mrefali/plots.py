@@ -165,7 +165,7 @@ def members(run, k, most):
     if not indices.size:
         raise InputError(f"class {k} has no particle: see run.counts")
     raw, moved = run.read_members(run.stack(), indices)
-    figure = Picture(figsize=(len(indices) * 0.96 + 0.8, 2.2), layout="constrained")
+    figure = Picture(figsize=(len(indices) * 0.72 + 0.5, 1.75), layout="constrained")
     rows = figure.subplots(2, len(indices), squeeze=False)
     for row, images in zip(rows, (moved, raw), strict=True):
         for axes, image in zip(row, images, strict=True):

@@ -39,13 +39,16 @@ class Progress(tqdm):
 
 
 class JupyterProgress(Progress):
-    """The same as a line below the cell, which goes when the iteration is done."""
+    """The same as a line below the cell, one for all iterations of a run, empty when an iteration is done."""
 
-    def __init__(self, *arguments):
+    _handle = None
+
+    def __init__(self, n_particles, number, n_iterations, shown):
         from IPython.display import display
 
-        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
-        super().__init__(*arguments, file=io.StringIO(), disable=False, ncols=100)
+        if number == 0 or self._handle is None:
+            JupyterProgress._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        super().__init__(n_particles, number, n_iterations, shown, file=io.StringIO(), disable=False, ncols=100)
 
     def display(self, msg=None, pos=None):
         """Show the line as it stands, or nothing where ``msg`` is empty."""

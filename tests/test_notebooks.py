@@ -11,8 +11,9 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def test_there_is_one():
-    assert [path.name for path in NOTEBOOKS] == ["01_align_a_stack.ipynb"]
+def test_they_are_all_there():
+    assert [path.stem for path in NOTEBOOKS] == ["01_align_a_stack", "02_inside_the_search", "03_reading_results",
+                                                 "04_your_own_reference_function"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
