@@ -15,7 +15,7 @@ if __name__ == "__main__":
         outdir = Path(folder, "demo")
         demo(outdir)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page = browser.new_page(viewport={"width": 1100, "height": 605})
         page.goto(f"file://{outdir}/run/report.html")
         page.screenshot(path=PICTURE)
         browser.close()

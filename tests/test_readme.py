@@ -25,7 +25,7 @@ OPTIONS = {name.removesuffix("_") for command in commands.COMMANDS
 
 def test_the_readme_shows_the_main_job():
     assert {"make demo", "make test"} <= set(MAKE)
-    assert {line.split()[1] for line in CALLS} == {"simulate", "info", "header", "mref_ali2d"}
+    assert {line.split()[1] for line in CALLS} == {"simulate", "info", "header", "mref_ali2d", "montage"}
 
 
 @pytest.mark.parametrize("line", MAKE)
@@ -61,8 +61,9 @@ def test_linked_files_are_there():
     assert [link for link in links if not (ROOT / link).is_file()] == []
 
 
-def test_the_picture_is_small():
-    assert 10_000 < (ROOT / "docs/images/demo.png").stat().st_size < 200_000
+@pytest.mark.parametrize("name", ["demo", "page"])
+def test_the_pictures_are_small(name):
+    assert 10_000 < (ROOT / f"docs/images/{name}.png").stat().st_size < 200_000
 
 
 def test_the_changelog_knows_this_version():
