@@ -14,13 +14,16 @@ import scipy.fft
 from mrefali.errors import InputError
 
 #: One CTF an image, in the order and the units of an EMAN2 string: positive defocus is underfocus, dfdiff is the
-#: difference between the two principal defoci, the B-factor damps amplitudes by exp(-B k^2 / 4).
+#: difference between the two principal defoci, the B-factor damps amplitudes by exp(-B k^2 / 4). A phase plate's shift,
+#: which the string has no place for, adds to the phase.
 CTF_PARAMETERS = np.dtype([(name, "f8") for name in (
-    "defocus_um", "dfdiff_um", "dfang_deg", "bfactor_A2", "ampcont_percent", "voltage_kV", "cs_mm", "pixel_size_A")])
+    "defocus_um", "dfdiff_um", "dfang_deg", "bfactor_A2", "ampcont_percent", "voltage_kV", "cs_mm", "pixel_size_A",
+    "phase_shift_deg")])
 
 #: Smallest and largest value that makes sense. No B-factor below 0 means that a CTF never exceeds 1.
 LIMITS = {"defocus_um": (-100, 100), "dfdiff_um": (-100, 100), "dfang_deg": (-360, 360), "bfactor_A2": (0, 1e5),
-          "ampcont_percent": (0, 100), "voltage_kV": (10, 3000), "cs_mm": (-100, 100), "pixel_size_A": (0.01, 1000)}
+          "ampcont_percent": (0, 100), "voltage_kV": (10, 3000), "cs_mm": (-100, 100), "pixel_size_A": (0.01, 1000),
+          "phase_shift_deg": (-360, 360)}
 
 #: Kernels of ``CtfKernels`` held at most.
 KERNEL_BYTES = 64 << 20
@@ -64,7 +67,7 @@ def parse_ctf(text):
     else:
         raise InputError(f"ctf={_shown(text)} is not understood: give E and at least 8 numbers (EMAN2), or O and 11 "
                          f"(EMAN1)")
-    parameters = np.array(tuple(values), CTF_PARAMETERS)
+    parameters = np.array((*values, 0.0), CTF_PARAMETERS)
     check_ctf(parameters)
     return parameters
 
@@ -91,8 +94,24 @@ def check_ctf(parameters):
 
 
 def format_ctf(parameters):
-    """The EMAN2 string of ``() CTF_PARAMETERS``, without background and SNR curves."""
-    return "E" + " ".join(f"{value:.10g}" for value in parameters.item()) + " 0 0 0"
+    """The EMAN2 string of ``() CTF_PARAMETERS``, without background and SNR curves.
+
+    A phase shift becomes part of the amplitude contrast, which stands for a phase of its own.
+
+    Raises
+    ------
+    InputError
+        If the two phases together are not within 0 to 90 degrees, which no amplitude contrast stands for.
+    """
+    *values, phase_shift = parameters.item()
+    if phase_shift:
+        phase = np.rad2deg(np.arcsin(parameters["ampcont_percent"] / 100)) + phase_shift
+        if not 0 <= phase <= 90:
+            raise InputError(f"ctf: phase_shift_deg={phase_shift:.6g} with ampcont_percent="
+                             f"{parameters['ampcont_percent']:.6g} cannot be held by EMAN2's ctf: together they may "
+                             f"come to 0 to 90 degrees, not {phase:.4g}")
+        values[CTF_PARAMETERS.names.index("ampcont_percent")] = 100 * np.sin(np.deg2rad(phase))
+    return "E" + " ".join(f"{value:.10g}" for value in values) + " 0 0 0"
 
 
 # --- the functions
@@ -134,8 +153,8 @@ def _phase(parameters, k2, defocused):
     """Phase in radians at squared frequency ``k2`` in 1/A^2; ``defocused`` is defocus in um times ``k2``."""
     wavelength = wavelength_A(parameters["voltage_kV"])
     spherical = parameters["cs_mm"] * (0.5e7 * wavelength**2)
-    amplitude = np.arcsin(parameters["ampcont_percent"] / 100)
-    return np.pi * wavelength * (1e4 * defocused - spherical * k2**2) + amplitude
+    constant = np.arcsin(parameters["ampcont_percent"] / 100) + np.deg2rad(parameters["phase_shift_deg"])
+    return np.pi * wavelength * (1e4 * defocused - spherical * k2**2) + constant
 
 
 def wavelength_A(voltage_kV):

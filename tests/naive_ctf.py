@@ -1,6 +1,7 @@
 """The CTF of the reference method (SPEC section 7), slow and plain, in float64 numpy on top of ``naive``.
 
-Shares nothing with the package; CTF parameters are eight numbers in the order of an EMAN2 string.
+Shares nothing with the package; CTF parameters are eight numbers in the order of an EMAN2 string, and a
+phase plate's shift in degrees.
 """
 
 import random
@@ -9,13 +10,14 @@ import naive
 import numpy as np
 
 
-def ctf(k2, azimuth, defocus, dfdiff, dfang, bfactor, ampcont, voltage, cs):
+def ctf(k2, azimuth, defocus, dfdiff, dfang, bfactor, ampcont, voltage, cs, phase_shift):
     """CTF at squared spatial frequency ``k2`` in 1/A^2 and ``azimuth`` in radians."""
     wavelength = 12.398 / np.sqrt(voltage * (1022 + voltage))
     w = ampcont / 100
     dz = defocus - dfdiff / 2 * np.sin(2 * (azimuth + np.deg2rad(dfang)))
     phase = np.pi * (dz * 1e4 * wavelength * k2 - cs * 1e7 * wavelength**3 * k2**2 / 2)
-    return np.sin(phase + np.arctan(w / np.sqrt(1 - w**2))) * np.exp(-bfactor * k2 / 4)
+    phase += np.arctan(w / np.sqrt(1 - w**2)) + np.deg2rad(phase_shift)
+    return np.sin(phase) * np.exp(-bfactor * k2 / 4)
 
 
 def grid(n):
@@ -27,14 +29,15 @@ def grid(n):
 
 def ctf_grid(n, *parameters):
     ky, kx = grid(n)
-    *parameters, pixel_size = parameters
-    return ctf((kx**2 + ky**2) / (n * pixel_size) ** 2, np.arctan2(ky, kx), *parameters)
+    *parameters, pixel_size, phase_shift = parameters
+    return ctf((kx**2 + ky**2) / (n * pixel_size) ** 2, np.arctan2(ky, kx), *parameters, phase_shift)
 
 
 def ctf_sq(n, defocus, dfdiff, dfang, *parameters):
     """CTF^2 at the mean defocus at Fourier pixels 0, 1, ... n - 1, beyond the corner of the grid."""
-    *parameters, pixel_size = parameters
-    return ctf((np.arange(n) / (n * pixel_size)) ** 2, 0.0, defocus, 0.0, 0.0, *parameters) ** 2
+    *parameters, pixel_size, phase_shift = parameters
+    return ctf((np.arange(n) / (n * pixel_size)) ** 2, 0.0, defocus, 0.0, 0.0, *parameters,
+               phase_shift) ** 2
 
 
 def premultiply(image, outside, parameters):

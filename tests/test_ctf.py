@@ -45,7 +45,7 @@ def noise(n_images, n):
 
 def test_an_eman2_string_is_eight_numbers_in_the_order_of_the_fields():
     assert ASTIGMATIC.dtype == CTF_PARAMETERS
-    assert ASTIGMATIC.item() == (1.9, 0.2, 72, 50, 10, 300, 2, 4)
+    assert ASTIGMATIC.item() == (1.9, 0.2, 72, 50, 10, 300, 2, 4, 0)
 
 
 def test_the_curves_that_may_follow_are_not_used():
@@ -56,15 +56,43 @@ def test_the_curves_that_may_follow_are_not_used():
 def test_an_eman1_string_is_turned_into_the_units_of_eman2():
     """EMAN1: underfocus negative, amplitudes fall by exp(-B k^2), amplitude contrast a fraction."""
     found = parse_ctf("O-1.9 12.5 1 0.1 0 17.4 9 1.53 300 2 4")
-    assert found.tolist() == pytest.approx((1.9, 0, 0, 50, 10, 300, 2, 4))
+    assert found.tolist() == pytest.approx((1.9, 0, 0, 50, 10, 300, 2, 4, 0))
     assert ctf(found, 32) == pytest.approx(ctf(parse_ctf("E1.9 0 0 50 10 300 2 4 0 0 0"), 32), abs=1e-12)
+
+
+def with_phase_shift(degrees):
+    shifted = ASTIGMATIC.copy()
+    shifted["phase_shift_deg"] = degrees
+    return shifted
+
+
+def test_a_phase_shift_adds_to_the_phase():
+    """Two CTFs a quarter turn apart are sine and cosine of the same phase."""
+    envelope = np.exp(-50 / 4 * np.hypot(np.fft.rfftfreq(32, 4), np.fft.fftfreq(32, 4)[:, None]) ** 2)
+    squares = ctf(ASTIGMATIC, 32) ** 2 + ctf(with_phase_shift(90), 32) ** 2
+    np.testing.assert_allclose(squares, envelope**2, rtol=1e-9)
+    assert ctf(with_phase_shift(90), 32)[0, 0] == pytest.approx(np.cos(np.arcsin(0.1)))
+    np.testing.assert_allclose(ctf_sq(with_phase_shift(180), 32), ctf_sq(ASTIGMATIC, 32), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("degrees", [-5, 40, 84])
+def test_a_string_holds_a_phase_shift_as_amplitude_contrast(degrees):
+    shifted = with_phase_shift(degrees)
+    np.testing.assert_allclose(ctf(parse_ctf(format_ctf(shifted)), 32), ctf(shifted, 32), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("degrees", [-6, 85, 180])
+def test_a_phase_shift_that_no_amplitude_contrast_stands_for_is_refused(degrees):
+    with pytest.raises(InputError, match=f"^ctf: phase_shift_deg={degrees} with ampcont_percent=10 cannot be held"):
+        format_ctf(with_phase_shift(degrees))
 
 
 def test_an_eman1_contrast_above_1_is_per_cent():
     assert parse_ctf("O-1.9 12.5 1 7 0 17.4 9 1.53 300 2 4")["ampcont_percent"] == 7
 
 
-@given(st.tuples(*(st.floats(low, high) for low, high in LIMITS.values())))
+@given(st.tuples(*(st.floats(low, high) for name, (low, high) in LIMITS.items() if name != "phase_shift_deg"),
+                 st.just(0.0)))
 def test_format_and_parse_are_inverse_to_nine_digits(values):
     text = format_ctf(np.array(values, CTF_PARAMETERS))
     assert parse_ctf(text).tolist() == pytest.approx(values, rel=1e-9)
