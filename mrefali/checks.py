@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, ctf, geometry, parallel, reference
+from mrefali import average, geometry, parallel, reference
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
 from mrefali.io import open_stack
@@ -168,30 +168,14 @@ def _check_choices(center, maxit, snr, vanished, center_limit):
 
 
 def _read_ctf(stack, snr):
-    """The headers ``ctf`` and ``ctf_applied`` of every image; a nonsense is refused with the image's number."""
-    texts, applied = stack.column("ctf"), stack.column("ctf_applied")
-    known = {}  # a stack has far fewer micrographs than particles
-    parameters = np.empty(stack.n_images, ctf.CTF_PARAMETERS)
-    for i, text in enumerate(texts):
-        if text is None:
-            raise InputError(f"{stack.path}: image {i} has no header ctf: set it, or leave --CTF out")
-        text = str(text)  # parse_ctf refuses what is no text at all
-        if text not in known:
-            try:
-                known[text] = ctf.parse_ctf(text)
-            except InputError as error:
-                raise InputError(f"{stack.path}: image {i}: {error}") from error
-        parameters[i] = known[text]
+    """The CTF of every image; a nonsense is refused with the image's number."""
+    parameters, applied = stack.ctf()
     sizes = parameters["pixel_size_A"]
     other = np.flatnonzero(~np.isclose(sizes, sizes[0], rtol=1e-3))
     if other.size:
         raise InputError(f"{stack.path}: image {other[0]} has a CTF of pixel size {sizes[other[0]]:g} A, but image 0 "
                          f"of {sizes[0]:g} A: a stack has one pixel size")
-    for i, value in enumerate(applied):
-        if value not in (None, 0, 1):
-            raise InputError(f"{stack.path}: image {i} has ctf_applied={value}: 0 (not multiplied by the CTF) or "
-                             "1 (multiplied) is allowed")
-    return StackCtf(parameters, np.array([value == 1 for value in applied]), snr)
+    return StackCtf(parameters, applied, snr)
 
 
 def whole_number(name, value):

@@ -299,7 +299,7 @@ def test_unreadable_file(open_folder):
 def test_not_hdf5(tmp_path, data):
     path = tmp_path / "text.hdf"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=f"^{path} is not an HDF5 file: give one that EMAN2 wrote$"):
+    with pytest.raises(InputError, match=f"^{path} is not an HDF5 file, nor of another format that is known"):
         open_stack(path)
 
 

@@ -571,7 +571,9 @@ def _open_file(path, mode):
         raise InputError(_in_use(path)) from None
     except OSError as error:
         if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an HDF5 file: give one that EMAN2 wrote") from None
+            raise InputError(f"{path} is not an HDF5 file, nor of another format that is known (bdb, MRC, "
+                             f"STAR, .cs, SPIDER, .npy): give one that EMAN2, RELION, cryoSPARC or SPIDER "
+                             f"wrote") from None
         raise InputError(f"{path} cannot be opened, HDF5 says: {_one_line(error)}; copy it again if it is cut short or "
                          f"damaged") from None
 

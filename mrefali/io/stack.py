@@ -1,4 +1,4 @@
-"""What the stacks of all file formats do alike. Imports geometry, pictures and errors of ours only."""
+"""What the stacks of all file formats do alike. Imports ctf, geometry, pictures and errors of ours only."""
 
 import html
 import shlex
@@ -6,8 +6,9 @@ import shlex
 import numpy as np
 
 from mrefali import pictures
+from mrefali.ctf import CTF_PARAMETERS, LIMITS, check_ctf, format_ctf, parse_ctf
 from mrefali.errors import InputError
-from mrefali.geometry import from_matrices
+from mrefali.geometry import from_matrices, identity_poses, to_matrices
 
 #: Images that a stack shows of itself in Jupyter, their largest side in px, and their quality as a JPEG.
 SHOWN, SHOWN_SIDE, SHOWN_QUALITY = 10, 96, 80
@@ -24,7 +25,11 @@ class FileStack:
     pixel_size_A : float or None
     keys : sequence of int
         What the file calls each image.
+    read_only : bool
+        Whether files of the format are never written to.
     """
+
+    read_only = False
 
     def __enter__(self):
         return self
@@ -70,3 +75,134 @@ class FileStack:
                 raise InputError(f"xform.align2d of image {key} of {self.path} is no transform of finite numbers: "
                                  f"reset it with {reset}")
         return from_matrices(matrices)
+
+    def has_poses(self):
+        """Whether any image has a pose."""
+        return any(matrix is not None for matrix in self.column("xform.align2d"))
+
+    def ctf(self):
+        """The CTFs of all images, from the headers ``ctf`` and ``ctf_applied``.
+
+        Returns
+        -------
+        parameters : (n_images,) CTF_PARAMETERS
+        applied : (n_images,) bool
+            Whether the pixels are multiplied already.
+
+        Raises
+        ------
+        InputError
+            Names the first image that has none, or one that makes no sense.
+        """
+        known = {}  # a stack has far fewer micrographs than particles
+        parameters = np.empty(self.n_images, CTF_PARAMETERS)
+        for i, text in enumerate(self.column("ctf")):
+            if text is None:
+                raise InputError(f"{self.path}: image {i} has no header ctf: set it, or leave --CTF out")
+            text = str(text)  # parse_ctf refuses what is no text at all
+            if text not in known:
+                try:
+                    known[text] = parse_ctf(text)
+                except InputError as error:
+                    raise InputError(f"{self.path}: image {i}: {error}") from error
+            parameters[i] = known[text]
+        return parameters, self._read_applied()
+
+    def known_ctf(self):
+        """As :meth:`ctf`; a pair of None where no image has one."""
+        return self.ctf() if any(text is not None for text in self.column("ctf")) else (None, None)
+
+    def _read_applied(self):
+        applied = self.column("ctf_applied")
+        for i, value in enumerate(applied):
+            if value not in (None, 0, 1):
+                raise InputError(f"{self.path}: image {i} has ctf_applied={value}: 0 (not multiplied by the CTF) or "
+                                 "1 (multiplied) is allowed")
+        return np.array([value == 1 for value in applied])
+
+
+class ReadOnlyStack(FileStack):
+    """The images of a file that is never written to; a format sets the attributes and adds ``_read``.
+
+    What the file says of the particles is held in columns.
+
+    Attributes
+    ----------
+    _poses : (n_images,) POSE or None
+    _assign : (n_images,) int32 or None
+    _ctf : (n_images,) CTF_PARAMETERS or None
+    """
+
+    read_only = True
+    _poses = _assign = _ctf = None
+
+    @property
+    def keys(self):
+        return range(self.n_images)
+
+    def has_poses(self):
+        """Whether the file has poses."""
+        return self._poses is not None
+
+    def poses(self):
+        """``(n_images,) POSE``; the identity where the file has none."""
+        return identity_poses(self.n_images) if self._poses is None else self._poses
+
+    def ctf(self):
+        """As :meth:`FileStack.ctf`; nothing is multiplied by its CTF in the files of these formats."""
+        if self._ctf is None:
+            raise InputError(f"{self.path} has no CTF ({self._explain_no_ctf()}): leave --CTF out")
+        for name, (low, high) in LIMITS.items():
+            for i in np.flatnonzero(~((self._ctf[name] >= low) & (self._ctf[name] <= high)))[:1]:
+                try:
+                    check_ctf(self._ctf[i])
+                except InputError as error:
+                    raise InputError(f"{self.path}: image {i}: {error}") from error
+        return self._ctf, np.zeros(self.n_images, bool)
+
+    def known_ctf(self):
+        """As :meth:`ctf`, though possibly nonsense; a pair of None where the file has none."""
+        return (None, None) if self._ctf is None else (self._ctf, np.zeros(self.n_images, bool))
+
+    def _explain_no_ctf(self):
+        return "its format has no place for one"
+
+    def header_names(self):
+        """How many images have each header: name -> count."""
+        held = {"xform.align2d": self._poses, "assign": self._assign, "ctf": self._ctf}
+        held |= dict.fromkeys(("apix_x", "apix_y", "apix_z"), self.pixel_size_A)
+        return {name: self.n_images for name, values in held.items() if values is not None}
+
+    def header(self, index):
+        """The headers of one image that the file knows: ``xform.align2d``, ``assign``, ``ctf``, ``apix_x`` and so on."""
+        return {name: self._values(name, slice(index, index + 1))[0] for name in self.header_names()}
+
+    def column(self, name):
+        """One header of every image; a list of None if the file does not know it."""
+        if name in self.header_names():
+            return self._values(name, slice(None))
+        return [None] * self.n_images
+
+    def _values(self, name, rows):
+        if name == "xform.align2d":
+            return to_matrices(self._poses[rows])
+        if name == "assign":
+            return self._assign[rows].tolist()
+        if name == "ctf":
+            return [self._format_ctf(i) for i in range(*rows.indices(self.n_images))]
+        return [self.pixel_size_A] * len(range(*rows.indices(self.n_images)))
+
+    def _format_ctf(self, i):
+        try:
+            return format_ctf(self._ctf[i])
+        except InputError as error:
+            raise InputError(f"{self.path}: image {i}: {error}") from None
+
+    def write_back_obstacle(self):
+        """Why no header of this stack is written."""
+        return "files of this format are never written to"
+
+    def write_columns(self, columns):
+        """Raise InputError: these files stay as they are."""
+        raise InputError(f"{self.path} is never written to, as no file but HDF and bdb is: mrefali convert "
+                         f"{shlex.quote(self.path)} NEW.hdf makes a stack whose {', '.join(columns)} can be set")
