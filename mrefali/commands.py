@@ -254,6 +254,95 @@ def transform2d(stack: str, out: str, *, interpolation: str = "quadratic"):
     transform2d(stack, out, interpolation=interpolation)
 
 
+def convert(source: str, out: str, *, bin: int = 1, invert: bool = False, normalize: bool = False):
+    """Write a stack anew in another format.
+
+    The name of OUT chooses: .hdf, bdb:DIR#NAME, .mrcs, .star (with its pixels in a .mrcs beside it, unless they are in
+    such a file already), .spi, .npy. Poses, classes, CTFs, pixel size and columns go along; a line says what the format
+    has no place for.
+
+    Parameters
+    ----------
+    source : str
+        stack in any format; stays as it is
+    out : str
+        file to write; must not exist
+    bin : int, at least 1
+        make pixels so many times as large
+    invert : bool
+        turn dark into bright
+    normalize : bool
+        background, outside 3/8 of the box, to mean 0 and deviation 1
+
+    Examples
+    --------
+    mrefali convert particles.star particles.hdf --bin=2
+    mrefali convert J12_particles.cs particles.star
+    """
+    from mrefali.conversion import convert
+
+    convert(source, out, bin=bin, invert=invert, normalize=normalize)
+
+
+def select(source: str, out: str, *, classes: str = "", min_size: int = None, min_frc: float = None):
+    """Write the particles of some classes as a new stack or STAR.
+
+    Each condition given must hold.
+
+    Parameters
+    ----------
+    source : str
+        output directory of a run, or a stack whose particles have classes
+    out : str
+        file to write, in the format of its name as for convert; must not exist
+    classes : str, numbers such as 1,4
+        these classes, counted from 0
+    min_size : int, at least 1
+        those of so many particles
+    min_frc : float, 1/px, above 0 to 0.5
+        those whose FRC stays above 0.5 up to this frequency
+
+    Examples
+    --------
+    mrefali select out chosen.star --classes=1,4
+    mrefali select out chosen.hdf --min_size=200 --min_frc=0.1
+    """
+    from mrefali.conversion import select
+
+    chosen = select(source, out, classes=_parse_classes(classes) if classes else None, min_size=min_size,
+                    min_frc=min_frc)
+    print(f"classes {', '.join(map(str, chosen))}")
+
+
+def _parse_classes(classes):
+    """``list`` of int from a text such as ``1,4``."""
+    try:
+        return [int(number) for number in classes.split(",")]
+    except ValueError:
+        raise InputError(f"--classes={classes} is not allowed: give numbers such as 1,4") from None
+
+
+def recenter(source: str, out: str):
+    """Fold shifts into the coordinates of a STAR, to extract the particles again.
+
+    Coordinates change by whole pixels of the micrographs; the rest stays in the origins.
+
+    Parameters
+    ----------
+    source : str
+        STAR with coordinates and origins, such as OUTDIR/particles.star
+    out : str
+        STAR to write; must not exist
+
+    Examples
+    --------
+    mrefali recenter out/particles.star recentered.star
+    """
+    from mrefali.conversion import recenter
+
+    recenter(source, out)
+
+
 def report(outdir: str):
     """Make the page of a run: class averages, curves, warnings and members, to open in a browser.
 
@@ -326,4 +415,4 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d, report, watch, montage)
+COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d, convert, select, recenter, report, watch, montage)

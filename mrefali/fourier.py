@@ -1,9 +1,10 @@
-"""Images moved by their poses with Fourier interpolation: an alternative to :func:`mrefali.average.transform`.
+"""Images as band-limited functions: moved by their poses, as :func:`mrefali.average.transform` does; shrunk.
 
 Arrays in, arrays out: this module knows no file and no rank. Imports geometry and reference only.
 """
 
 import numpy as np
+import scipy.fft
 from scipy.ndimage import map_coordinates
 from scipy.signal import resample
 
@@ -56,3 +57,30 @@ def _rotate(image, angle_rad):
     cosine, sine = np.cos(angle_rad), np.sin(angle_rad)
     source = np.stack([sine * x + cosine * y, cosine * x - sine * y])  # y, x of R^T (x, y)
     return map_coordinates(fine, OVERSAMPLING * (source + n // 2), order=5, mode="grid-wrap")
+
+
+def shrink(images, factor):
+    """Images whose pixels are ``factor`` times as large: what lies below the new Nyquist frequency, mean kept.
+
+    The centre, pixel n // 2, stays the centre. A box that is no multiple of ``factor`` is cut about it first.
+
+    Parameters
+    ----------
+    images : (k, n, n) float32
+    factor : int
+
+    Returns
+    -------
+    (k, n // factor, n // factor) float32
+    """
+    n = images.shape[-1]
+    m = n // factor
+    start = n // 2 - m * factor // 2
+    cut = slice(start, start + m * factor)
+    spectra = scipy.fft.rfft2(scipy.fft.ifftshift(images[:, cut, cut], axes=(1, 2)))
+    highest = (m - 1) // 2  # below Nyquist, where sign and size of a term are one
+    rows, columns = np.r_[0:highest + 1, -highest:0], slice(highest + 1)
+    kept = np.zeros((len(images), m, m // 2 + 1), spectra.dtype)
+    kept[:, rows, columns] = spectra[:, rows, columns]
+    small = scipy.fft.irfft2(kept, s=(m, m)) / factor**2
+    return scipy.fft.fftshift(small, axes=(1, 2)).astype(np.float32, copy=False)

@@ -45,6 +45,8 @@ def transform2d(stack, out, *, interpolation="quadratic"):
         raise InputError(f"interpolation={interpolation} is not known: give {' or '.join(INTERPOLATIONS)}")
     _check_out(out, stack)
     images = open_stack(stack)
+    if images.read_only and not images.has_poses():
+        logger.info("%s has no poses: they are taken to be the identity", stack)
     write_images(out, _moved(images, images.poses(), INTERPOLATIONS[interpolation]))
     logger.info("%s: %d images of %s moved by their poses, which are the identity now; interpolation %s", out,
                 images.n_images, stack, interpolation)

@@ -4,6 +4,7 @@ import os
 
 from mrefali.io.arrays import ArrayStack
 from mrefali.io.bdb import BdbStack, is_bdb
+from mrefali.io.content import Content
 from mrefali.io.cs import CsStack
 from mrefali.io.hdf import HdfStack, write_images, write_stack
 from mrefali.io.mrc import HEADER_BYTES, MrcStack, write_mrcs
@@ -14,7 +15,7 @@ from mrefali.io.stack import FileStack as Stack
 from mrefali.io.star import StarStack
 from mrefali.io.whole import replacing
 
-__all__ = ["ArrayStack", "BdbStack", "CsStack", "HdfStack", "MrcStack", "NpyStack", "SpiderStack",
+__all__ = ["ArrayStack", "BdbStack", "Content", "CsStack", "HdfStack", "MrcStack", "NpyStack", "SpiderStack",
            "Stack", "StarStack", "open_stack", "replacing", "write_images", "write_mrcs", "write_stack"]
 
 HDF_MAGIC = b"\x89HDF\r\n\x1a\n"

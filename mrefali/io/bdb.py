@@ -9,12 +9,14 @@ writes, and only a new file, which then replaces the old one whole.
 import glob
 import math
 import os
+import pickle
 import re
 import shutil
 import struct
 from array import array
 from collections import Counter
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import mrcfile
 import numpy as np
@@ -31,7 +33,7 @@ from mrefali.io.eman_pickle import (
     check_instance,
 )
 from mrefali.io.stack import FileStack
-from mrefali.io.whole import check_replaceable, keep_owner, replacing_durably
+from mrefali.io.whole import check_replaceable, keep_owner, replacing, replacing_durably
 
 #: What may follow the name, for messages.
 SELECTIONS = "?0,3,4 or ?select.LIST or ?exclude.LIST"
@@ -349,6 +351,73 @@ class BdbStack(FileStack):
                              f"written")
 
 
+# --- new databases
+
+
+class _NewTree(NamedTuple):
+    """What :func:`mrefali.io.btree.write_tree` is to make."""
+
+    name: str
+    order: str = "<"
+    page_size: int = 4096
+
+
+def new_database(path):
+    """``file, name`` of a database that can be made here under the name ``path``.
+
+    Raises
+    ------
+    InputError, FileExistsError, FileNotFoundError
+    """
+    file, name, selection = _parse(str(path))
+    if selection:
+        raise InputError(f"{path} chooses images of a database that is yet to be made: leave out ?{selection}")
+    if os.path.lexists(file):
+        raise FileExistsError(f"{path} exists ({file}): give another name, or remove it first")
+    folder = os.path.dirname(os.path.dirname(file))
+    if not os.path.isdir(folder or "."):
+        raise FileNotFoundError(f"{path} cannot be made: there is no folder {folder}, make it first")
+    try:
+        import berkeleydb  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{path} cannot be made, no Berkeley DB binding can be loaded ({error}): pip install "
+                         f"'mrefali[bdb]', or write an HDF file") from None
+    return file, name
+
+
+def write_bdb(path, pairs, box, pixel_size_A=None):
+    """Make a new database as EMAN2 does, its pixels in a file beside it; image i under key i, in slot i.
+
+    Parameters
+    ----------
+    path : str
+        ``bdb:DIR#NAME``; must not exist.
+    pairs : iterable of ((box, box) array, dict)
+        Images and their headers, as for :func:`mrefali.io.write_images`.
+    box : int, px
+    pixel_size_A : float, optional
+    """
+    file, name = new_database(path)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    headers, size = [], f"{box}x{box}x1"
+    with replacing_durably(file) as temporary, replacing(f"{file.removesuffix('.bdb')}_{size}") as pixels:
+        with open(pixels, "xb") as raw:
+            for i, (image, header) in enumerate(pairs):
+                raw.write(np.ascontiguousarray(image, "<f4").tobytes())
+                stored = hdf._attributes(f"image {i} of {path}", image, header, pixel_size_A)
+                headers.append(eman_pickle.dump({key: _stored(key, value) for key, value in stored.items()}
+                                                | {"is_complex_x": 0}))
+        write_tree(temporary, _NewTree(name), _records(headers, size))
+
+
+def _records(headers, size):
+    """``key, value`` of all records of a new database of images of one ``size``."""
+    keys = [pickle.dumps(i, 2) for i in range(len(headers))]
+    yield from zip(keys, headers, strict=True)
+    yield from ((size.encode() + key, key) for key in keys)
+    yield from ((pickle.dumps(name, 2), keys[-1]) for name in (size, "maxrec"))
+
+
 # --- names and keys
 
 
@@ -495,6 +564,8 @@ def _public(value):
 
 def _stored(name, value):
     """A value that hdf made ready for EMAN2, an array, as it stands in a header dict."""
+    if value.size > 1:
+        return value.tolist()
     value = value.item()
     if name.startswith("xform."):
         return Instance(TRANSFORM, tuple(value))
