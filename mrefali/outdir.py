@@ -11,8 +11,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from mrefali.io import replacing, write_images, write_stack
+from mrefali.io import Content, replacing, write_images, write_mrcs, write_stack
+from mrefali.io.content import write_star
+from mrefali.io.star import cautions
 
+logger = logging.getLogger(__name__)
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 POSE_COLUMNS = ("index", "assign", "alpha", "sx", "sy", "mirror", "peak", "changed")
@@ -95,6 +98,28 @@ class OutputDirectory:
     def write_end(self, iteration):
         """``multi_ref.hdf``, of the last iteration."""
         self._write_averages("multi_ref.hdf", iteration)
+
+    def write_particles(self, stack, poses, assign):
+        """``particles.star``: the particles of a stack that is never written to, with their new poses and classes.
+
+        Where the particles are in no MRC file their pixels are copied into ``particles.mrcs``.
+
+        Returns
+        -------
+        str
+            The STAR's path.
+        """
+        path, (ctf, applied) = self._file("particles.star"), stack.known_ctf()
+        content = Content(stack, np.arange(stack.n_images), poses, assign, ctf, applied, stack.box, stack.pixel_size_A)
+        write_star(path, content)
+        for line in cautions(content):
+            logger.info("%s: %s", path, line)
+        return path
+
+    def write_average_images(self, iteration):
+        """``class_averages.mrcs``, of the last iteration."""
+        averages = iteration.averages
+        write_mrcs(self._file("class_averages.mrcs"), [averages], *averages.shape[:2], self.pixel_size_A)
 
     def write_poses_stack(self, stack, matrices, assign):
         """``poses.hdf``: the whole stack with its new poses and classes, where they cannot be written back.

@@ -97,8 +97,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     call = dict(locals())
     comm = parallel.communicator(MPI)
     with comm.ending_together(), use_threads(threads, comm):
+        particles, references = _open(stack, comm), _open(refim, comm)
         with comm.agreeing():
-            particles, references = open_stack(stack), open_stack(refim)
             if live:
                 require_pictures("live")
         check_places(particles, outdir, comm)
@@ -110,7 +110,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         if check:
             if comm.is_root:
                 _report_range(plan)
-                _report_obstacle(particles.write_back_obstacle(), particles.path, outdir)
+                _report_obstacle(particles, outdir)
                 _report_estimates(plan, comm)
         elif comm.is_root:
             with OutputDirectory(outdir, particles.pixel_size_A) as output:
@@ -119,6 +119,17 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
             with _files_may_fail(f"{stack} is as it was"):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm):
                     pass
+
+
+def _open(path, comm):
+    """The stack ``path`` on every rank; a table of a million particles is read by the root, the others get its arrays."""
+    with comm.agreeing():
+        stack = open_stack(path) if comm.is_root else None
+    shared = comm.from_root(stack if comm.is_root and stack.read_only else None)
+    if shared is not None:
+        return shared
+    with comm.agreeing():
+        return stack if comm.is_root else open_stack(path)
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,7 @@ def _run_and_write(plan, output, call, comm, reporter):
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
         _report_range(plan)
-        obstacle = stack.write_back_obstacle()
-        _report_obstacle(obstacle, stack.path, output.path)
+        obstacle = _report_obstacle(stack, output.path)
         output.write_start(plan.assign, plan.poses)
         for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
             output.write_iteration(iteration)
@@ -202,8 +212,11 @@ def _run_and_write(plan, output, call, comm, reporter):
         if settings.maxit == 0 and iteration.number + 1 < AUTO_STOP_ITERATIONS:
             logger.info("stopped after iteration %d: the criterion fell", iteration.number)
         output.write_end(iteration)
+        if stack.read_only:
+            output.write_average_images(iteration)
     written = _write_back(stack, iteration, output, obstacle)
-    logger.info("done: averages and FRC curves in %s, xform.align2d and assign in %s", output.path, written)
+    logger.info("done: averages and FRC curves in %s, %s in %s", output.path,
+                "poses and classes" if stack.read_only else "xform.align2d and assign", written)
     with _files_may_fail(f"but the run is done: averages in {output.path}, poses and classes in {written}"):
         reporter.finish()
 
@@ -212,6 +225,9 @@ def _write_back(stack, iteration, output, obstacle):
     """Poses and classes into the headers of the stack, or else into OUTDIR; where they are."""
     table, matrices = f"{output.path}/poses.csv", geometry.to_matrices(iteration.poses)
     state = f"but the run is done, its result in {table}"
+    if stack.read_only:
+        with _files_may_fail(state):
+            return output.write_particles(stack, iteration.poses, iteration.assign)
     if obstacle is not None:
         with _files_may_fail(state):
             return output.write_poses_stack(stack, matrices, iteration.assign)
@@ -304,11 +320,17 @@ def _report_range(plan):
                 search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step)
 
 
-def _report_obstacle(obstacle, stack, outdir):
-    """Warn that the poses will not be in the headers, where something is in the way."""
-    if obstacle is not None:
-        logger.warning("the headers of %s cannot be written back: %s; poses and classes will go into %s", stack,
+def _report_obstacle(stack, outdir):
+    """Say that the poses will not be in the headers, where something is in the way, and return what."""
+    obstacle = stack.write_back_obstacle()
+    if stack.read_only:
+        logger.info("%s stays as it is; poses and classes will go into %s/particles.star", stack.path, outdir)
+        if not stack.has_poses():
+            logger.info("%s has no poses: the search starts from the identity", stack.path)
+    elif obstacle is not None:
+        logger.warning("the headers of %s cannot be written back: %s; poses and classes will go into %s", stack.path,
                        obstacle, outdir)
+    return obstacle
 
 
 def _report_estimates(plan, comm):
