@@ -17,14 +17,15 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
-    the poses and classes go into the headers of STACK (xform.align2d, assign), whose pixels stay as they are.
+    the poses and classes go into the headers of STACK (xform.align2d, assign), whose pixels stay as they are;
+    or into OUTDIR/particles.star, if STACK is no HDF or bdb, which no run writes to.
     The search is cut where the disc of radius ou would leave the n x n image: the whole of xr needs
     ou + xr <= n/2 - 1.
 
     Parameters
     ----------
     stack : str
-        particles: square 2-D images with xform.align2d in their headers
+        particles: square 2-D images; HDF and bdb with xform.align2d in their headers
     refs : str
         initial references, of the same box size
     outdir : str
@@ -257,9 +258,9 @@ def transform2d(stack: str, out: str, *, interpolation: str = "quadratic"):
 def convert(source: str, out: str, *, bin: int = 1, invert: bool = False, normalize: bool = False):
     """Write a stack anew in another format.
 
-    The name of OUT chooses: .hdf, bdb:DIR#NAME, .mrcs, .star (with its pixels in a .mrcs beside it, unless they are in
-    such a file already), .spi, .npy. Poses, classes, CTFs, pixel size and columns go along; a line says what the format
-    has no place for.
+    The name of OUT chooses: .hdf, bdb:DIR#NAME, .mrcs, .spi, .npy, or .star, with its pixels in a .mrcs beside
+    it unless they are in such a file already. Poses, classes, CTFs, pixel size and columns go along; a line says
+    what the format has no place for.
 
     Parameters
     ----------

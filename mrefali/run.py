@@ -46,8 +46,9 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     Parameters
     ----------
     stack : str
-        Square 2-D images with ``xform.align2d`` in their headers. At the end their ``xform.align2d`` and ``assign``
-        are set; their pixels never change.
+        Square 2-D images, in HDF and bdb with ``xform.align2d`` in their headers. At the end their ``xform.align2d``
+        and ``assign`` are set; their pixels never change. Files of other formats stay as they are, and ``outdir`` gets
+        ``particles.star`` and ``class_averages.mrcs``.
     refim : str
         Initial references of the same box.
     outdir : str
@@ -122,7 +123,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
 
 
 def _open(path, comm):
-    """The stack ``path`` on every rank; a table of a million particles is read by the root, the others get its arrays."""
+    """The stack ``path`` on every rank; a table of particles is read by the root, the others get its arrays."""
     with comm.agreeing():
         stack = open_stack(path) if comm.is_root else None
     shared = comm.from_root(stack if comm.is_root and stack.read_only else None)

@@ -109,8 +109,8 @@ def cut_short(path):
 FILES = {
     "missing": (os.remove, "{0} does not exist"),
     "directory": (make_directory, "{0} is a directory: give an HDF5 file"),
-    "not-hdf5": (write_text, "{0} is not an HDF5 file, nor of another format that is known (bdb, MRC, STAR, "
-                          ".cs, SPIDER, .npy): give one that EMAN2, RELION, cryoSPARC or SPIDER wrote"),
+    "not-hdf5": (write_text, "{0} is not an HDF5 file, nor of another format that is known [(]bdb, MRC, STAR, "
+                          "[.]cs, SPIDER, [.]npy[)]: give one that EMAN2, RELION, cryoSPARC or SPIDER wrote"),
     "cut-short": (cut_short, "{0} cannot be opened, HDF5 says: .*; copy it again if it is cut short or damaged"),
     "no-images-group": (without_images, "{0} has no group /MDF/images: it is HDF5, but no EMAN2 stack"),
     "hole": (make_hole, "{0} has no image 0, though imageid_max=.*: .* without holes; .*"),

@@ -71,7 +71,7 @@ def test_the_passthrough_file_is_joined_by_uid(tmp_path, caplog):
 
 def test_a_passthrough_file_of_other_particles_is_not_joined(tmp_path):
     path = split(tmp_path, np.array([17, 5, 900], np.uint64))
-    with pytest.raises(InputError, match=r"has no field blob/path, and no passthrough file beside it has it for all its"):
+    with pytest.raises(InputError, match=r"has no field blob/path, and no passthrough file beside it has it for all"):
         open_stack(path)
 
 
@@ -94,9 +94,11 @@ def changed(name, value, row=1):
 @pytest.mark.parametrize(("records", "error", "message"), [
     (changed("blob/psize_A", 0), InputError, r"blob/psize_A of particle 1 of .* is 0: it must be above 0"),
     (changed("blob/psize_A", 3), InputError, r"mixes pixel sizes: particle 1 has 3 A, particle 0 2\.5 A"),
-    (changed("blob/path", b"J5/none.mrc"), FileNotFoundError, r"particle 1 of .* is in J5/none\.mrc, which does not exist"),
+    (changed("blob/path", b"J5/none.mrc"), FileNotFoundError,
+     r"particle 1 of .* is in J5/none\.mrc, which does not exist"),
     (changed("blob/idx", 3), InputError, r"particle 1 of .* is image 4 of .*a\.mrc, which has 1 to 3"),
-    (changed("blob/shape", (16, 18)), InputError, r"particle 1 of .* has blob/shape \(16, 18\), but its image has 16 x 16"),
+    (changed("blob/shape", (16, 18)), InputError,
+     r"particle 1 of .* has blob/shape \(16, 18\), but its image has 16 x 16"),
     (np.zeros(0, CS_BLOB), InputError, r"a \.cs file holds records, at least one"),
     (np.zeros((3, 4, 4)), InputError, r"holds float64 of the shape \(3, 4, 4\): a \.cs file holds records"),
 ])

@@ -69,7 +69,8 @@ def test_rot_turns_in_the_plane_where_tilt_is_0_or_180():
 
 
 def test_of_a_view_in_space_psi_alone_is_the_pose():
-    found = relion.from_angles(np.array([20.0, 30.0]), np.zeros(2), np.zeros(2), np.array([50.0, 0]), np.array([82.0, 0]))
+    found = relion.from_angles(np.array([20.0, 30.0]), np.zeros(2), np.zeros(2), np.array([50.0, 0]),
+                               np.array([82.0, 0]))
     assert found["alpha"] == pytest.approx([340, 330])
     assert not relion.is_flat(np.array([82.0, 0]))
     assert relion.is_flat(np.array([0.0, 180, -180, 360]))

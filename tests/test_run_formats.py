@@ -136,7 +136,8 @@ def test_a_cs_of_sign_minus_1_is_aligned_inverted(tmp_path, monkeypatch, caplog)
 @pytest.mark.parametrize("command", ["info", "header", "transform2d"])
 def test_the_other_commands_take_these_files(files, capsys, command):
     run("a.star", "out")
-    words = {"info": ["out/particles.star"], "header": ["out/particles.star", "--params=xform.align2d,assign,ctf", "--print"],
+    words = {"info": ["out/particles.star"],
+             "header": ["out/particles.star", "--params=xform.align2d,assign,ctf", "--print"],
              "transform2d": ["out/particles.star", "moved.hdf"]}[command]
     capsys.readouterr()
     assert cli.main([command, *words]) == 0

@@ -174,7 +174,7 @@ class ReadOnlyStack(FileStack):
         return {name: self.n_images for name, values in held.items() if values is not None}
 
     def header(self, index):
-        """The headers of one image that the file knows: ``xform.align2d``, ``assign``, ``ctf``, ``apix_x`` and so on."""
+        """The headers of one image that the file knows: ``xform.align2d``, ``assign``, ``ctf``, ``apix_x`` ..."""
         return {name: self._values(name, slice(index, index + 1))[0] for name in self.header_names()}
 
     def column(self, name):

@@ -408,8 +408,8 @@ def cautions(content):
     """A line for each thing that a STAR of the content does not hold, or that some of its readers miss."""
     mirrored = int((content.poses["mirror"] != 0).sum())
     if mirrored:
-        yield (f"{mirrored} particles are mirrored, which is rot = tilt = 180 and {MIRROR} = 1 there; who reads psi alone "
-               f"sees them unmirrored")
+        yield (f"{mirrored} particles are mirrored, which is rot = tilt = 180 and {MIRROR} = 1 there; who reads psi "
+               f"alone sees them unmirrored")
     if content.pixel_size_A is None:
         yield "the pixel size is unknown: 1 A is written"
     if content.applied is not None and content.applied.any():
