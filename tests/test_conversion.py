@@ -155,6 +155,20 @@ def test_a_mirror_is_not_dropped_silently(star, caplog):
            "alone sees them unmirrored" in lines(caplog)
 
 
+def test_a_view_in_space_keeps_its_angles_as_long_as_nothing_is_aligned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    formats.write_star(tmp_path, OPTICS + PARTICLES.replace("0 20 180 180 150", "0 20 12 82 150"))
+    mrefali.convert("Select/particles.star", "half.star", bin=2)
+    before, after = open_stack("Select/particles.star").table().particles, open_stack("half.star").table().particles
+    for label in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"):
+        assert list(after[label]) == list(before[label])
+    for label in ("rlnOriginXAngst", "rlnOriginYAngst"):
+        assert [float(x) for x in after[label]] == pytest.approx([float(x) for x in before[label]])
+    write_stack("refs.hdf", IMAGES[:1], None, 2.5)
+    mrefali.mref_ali2d("Select/particles.star", "refs.hdf", "out", ou=5, maxit=1)
+    assert set(open_stack("out/particles.star").table().particles["rlnAngleTilt"]) <= {"0.00000000", "180.00000000"}
+
+
 def test_a_star_of_relion_30_becomes_one_with_optics_groups(tmp_path, monkeypatch):
     from test_io_star import OLD
 

@@ -414,7 +414,7 @@ def cautions(content):
         yield "the pixel size is unknown: 1 A is written"
     if content.applied is not None and content.applied.any():
         yield "that pixels are multiplied by their CTF already (ctf_applied) has no column: left out"
-    if not getattr(content.stack, "is_flat", True):
+    if not (getattr(content.stack, "is_flat", True) or _keeps_view(content)):
         yield "rot and tilt of a view in space give way to the poses in the plane, which psi alone was taken for"
     if getattr(content.stack, "is_inverted", False) and content.change is None:
         yield "it names the images as they are in their files, not inverted though their blob/sign is -1"
@@ -427,11 +427,21 @@ def _pose_columns(content, pixel_size_A):
     columns = {"rlnAngleRot": angles["rot"], "rlnAngleTilt": angles["tilt"], "rlnAnglePsi": angles["psi"],
                "rlnOriginXAngst": pixel_size_A * angles["origin_x"],
                "rlnOriginYAngst": pixel_size_A * angles["origin_y"]}
+    if _keeps_view(content):
+        columns = {label: values for label, values in columns.items() if label.startswith("rlnOrigin")}
     texts = {label: _texts(values) for label, values in columns.items()}
-    texts[MIRROR] = [str(mirror) for mirror in content.poses["mirror"].tolist()]
+    if not _keeps_view(content):
+        texts[MIRROR] = [str(mirror) for mirror in content.poses["mirror"].tolist()]
     if content.assign is not None:
         texts["rlnClassNumber"] = [str(k + 1) for k in content.assign.tolist()]
     return texts
+
+
+def _keeps_view(content):
+    """Whether rot and tilt are of a view in space, and no alignment has found other angles since."""
+    if getattr(content.stack, "is_flat", True):
+        return False
+    return np.array_equal(content.stack.poses()["alpha"][content.indices], content.poses["alpha"])
 
 
 def _make_optics(content):
