@@ -12,7 +12,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0,
                ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
-               vanished: str = "random", center_limit: float = None,
+               mirror: bool = True, vanished: str = "random", center_limit: float = None,
                threads: int = 0, quiet: bool = False, check: bool = False, live: bool = False):
     """Align the particles of a stack to several references and average each class.
 
@@ -58,6 +58,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         seed of the draw that replaces a vanished class
     MPI : bool
         share the particles among the MPI ranks of mpiexec
+    mirror : bool
+        try mirrored particles too
     vanished : str, random, split or keep
         what replaces a class of fewer than four
     center_limit : float, px, above 0
@@ -79,8 +81,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     from mrefali.run import mref_ali2d
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-               rand_seed, MPI, vanished=vanished, center_limit=center_limit, threads=threads, quiet=quiet,
-               check=check, live=live)
+               rand_seed, MPI, mirror=mirror, vanished=vanished, center_limit=center_limit, threads=threads,
+               quiet=quiet, check=check, live=live)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,

@@ -47,12 +47,13 @@ Rings = namedtuple("Rings", [
     "total_weight",  # float: of all samples
 ])
 
-#: The translations tried (built by ``search.py``): a step of p/q px is q x q grids of whole strides of p px.
+#: The poses tried (built by ``search.py``): a step of p/q px is q x q grids of whole strides of p px.
 Shifts = namedtuple("Shifts", [
     "step",  # float: px
     "stride",  # p
     "parts",  # q
     "nx", "ny",  # shifts of one grid, per axis
+    "mirror",  # bool: mirrored particles too
 ])
 
 #: The references (built by ``search.py``).
@@ -612,8 +613,10 @@ def _first_look(block, part, n_particles, first, count, references, rings, shift
         fft_largest(scratch.a, scratch.b, rings.lengths[0], rings, scratch.largest)
         for lane in range(n_lanes):
             candidate = scratch.lanes[lane]
-            peak = scratch.scale[lane] * max(scratch.largest[lane], scratch.largest[LANES + lane])
-            scratch.bounds[candidate, k] = peak + references.lost[k]
+            largest = scratch.largest[lane]
+            if shifts.mirror:
+                largest = max(largest, scratch.largest[LANES + lane])
+            scratch.bounds[candidate, k] = scratch.scale[lane] * largest + references.lost[k]
             scratch.promise[candidate] = max(scratch.promise[candidate], scratch.bounds[candidate, k])
     for lane in range(n_lanes):
         if not _place(scratch.lanes[lane], first, count, shifts)[3]:
@@ -673,7 +676,8 @@ def _second_look(n_lanes, images, centres, first, count, references, rings, shif
         _largest(z, rings.lengths[0], scratch.largest)
         for lane in range(n_lanes):
             p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
-            _keep_better(z, lane, rings.lengths[0], scratch.largest, scratch.scale[lane], p, k, ix, iy, found)
+            mirror = shifts.mirror and scratch.largest[LANES + lane] > scratch.largest[lane]
+            _keep_better(z, lane, mirror, rings.lengths[0], scratch.largest, scratch.scale[lane], p, k, ix, iy, found)
 
 
 @njit(cache=True)
@@ -693,9 +697,8 @@ def _most_promising(n_lanes, peak, scratch):
 
 
 @njit(cache=True)
-def _keep_better(z, lane, length, largest, scale, p, k, ix, iy, found):
+def _keep_better(z, lane, mirror, length, largest, scale, p, k, ix, iy, found):
     """Take this candidate if its peak is the higher; of equal ones the later in the order (iy, ix, reference)."""
-    mirror = largest[LANES + lane] > largest[lane]
     column = LANES + lane if mirror else lane
     peak = scale * largest[column]
     later = (iy, ix, k) > (found.iy[p], found.ix[p], found.assign[p])

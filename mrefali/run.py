@@ -40,7 +40,7 @@ COMPILING_S = 3.0
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
-               vanished="random", center_limit=None, threads=0, quiet=False, check=False, live=False):
+               mirror=True, vanished="random", center_limit=None, threads=0, quiet=False, check=False, live=False):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -74,6 +74,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Seed of the draws that replace vanished classes.
     MPI : bool
         Share the particles among MPI ranks.
+    mirror : bool
+        Try mirrored particles too.
     vanished : str
         What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
         ``split`` the worse half of the largest class, ``keep`` the reference it had.
@@ -106,7 +108,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         plan = prepare(particles, references, Options(
             mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
             snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
-            quiet=quiet), comm)
+            quiet=quiet, mirror=mirror), comm)
         _compile(plan, comm)
         if check:
             if comm.is_root:
@@ -166,7 +168,8 @@ class Aligned:
 
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
-          function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, threads=0, quiet=False):
+          function="ref_ali2d", rand_seed=1000, mirror=True, vanished="random", center_limit=None, threads=0,
+          quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -177,7 +180,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
         Where the search starts; identity if not given.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
-    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, vanished, center_limit, threads, quiet
+    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, vanished, center_limit, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -188,7 +191,8 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     with use_threads(threads):
         plan = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), Options(
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
-            rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet), comm, poses)
+            rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
+            mirror=mirror), comm, poses)
         _compile(plan, comm)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 

@@ -27,7 +27,7 @@ SMALLEST_STEP = 0.01
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: rings and translations, all in px."""
+    """What is searched: rings and translations, all in px, and whether mirrored particles too."""
 
     box: int
     inner_radius: int
@@ -36,6 +36,7 @@ class Search:
     xr: float
     yr: float
     shift_step: float
+    mirror: bool = True
 
     def __post_init__(self):
         geometry.check_rings(self.box, self.inner_radius, self.outer_radius, self.ring_step)
@@ -79,7 +80,8 @@ class Search:
         whole = abs(step - Fraction(self.shift_step)) < 1e-9 and step.denominator <= max(nx, ny)
         # of any other step every grid is a single shift, and its stride is never used
         parts, stride = (step.denominator, min(step.numerator, self.box)) if whole else (max(nx, ny), 1)
-        return kernels.Shifts(float(self.shift_step), stride, parts, -(-nx // parts), -(-ny // parts))
+        return kernels.Shifts(float(self.shift_step), stride, parts, -(-nx // parts), -(-ny // parts),
+                              bool(self.mirror))
 
 
 def whole_steps(distance, step):

@@ -49,7 +49,7 @@ def alignment(monkeypatch):
     calls = []
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-                   rand_seed, MPI, *, vanished, center_limit, threads, quiet, check, live):
+                   rand_seed, MPI, *, mirror, vanished, center_limit, threads, quiet, check, live):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -64,7 +64,7 @@ def test_defaults_reach_the_alignment(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
-        vanished="random", center_limit=None,
+        mirror=True, vanished="random", center_limit=None,
         threads=0, quiet=False, check=False, live=False)]
 
 
@@ -75,7 +75,7 @@ def test_an_old_script_runs_word_for_word(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
         ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
-        vanished="random", center_limit=None, threads=0,
+        mirror=True, vanished="random", center_limit=None, threads=0,
         quiet=False, check=False, live=False)]
 
 

@@ -177,3 +177,12 @@ def test_two_ranks_refuse_a_star_without_its_images_once(files):
     done = launch("a.star", "refs.mrcs", "out", "--maxit=2", "--threads=1", "--MPI", *small.WORDS)
     assert done.returncode == 2
     assert done.stderr.count("mrefali: error: particle 0 of a.star is in a.mrcs, which does not exist") == 1
+
+
+def test_without_mirrors_no_particle_is_mirrored(files):
+    words = ["a.star", "refs.hdf", "out", "--mirror=0", "--maxit=1", "--quiet"]
+    assert cli.main(["mref_ali2d", *words, *small.WORDS]) == 0
+    found = open_stack("out/particles.star")
+    assert not found.poses()["mirror"].any()
+    run("a.star", "mirrored")
+    assert open_stack("mirrored/particles.star").poses()["mirror"].any()

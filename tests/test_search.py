@@ -279,6 +279,20 @@ def test_the_mirror_is_chosen_only_where_it_is_better():
     assert align(zeros, identity_poses(1), ring_spectra(noise(1, 20, 20), search), search).poses["mirror"] == 0
 
 
+@pytest.mark.parametrize("step", [1, 0.5])
+def test_without_mirrors_the_best_straight_pose_is_found(step):
+    search, n = Search(20, 1, 6, 1, 1, 1, step, mirror=False), 12 if JIT else 2
+    images, references = noise(n, 20, 20), noise(3, 20, 20, seed=9)
+    found = align(images, identity_poses(n), ring_spectra(references, search), search)
+    spectra = [naive.reference_spectra(reference.astype(float), 1, 6, 1) for reference in references]
+    expected = naive.peaks(images.astype(float), spectra, identity_poses(n), 1, 6, 1, 1, 1, step)
+    assert not found.poses["mirror"].any()
+    assert found.assign.tolist() == expected[..., 0].max(axis=(1, 2)).argmax(axis=1).tolist()
+    np.testing.assert_allclose(found.peak, expected[..., 0].max(axis=(1, 2, 3)), rtol=PEAK)
+    # some of these would rather be mirrored
+    assert (expected[..., 1].max(axis=(1, 2, 3)) > found.peak).any()
+
+
 # --- what must not matter
 
 MANY = 37 if JIT else 5  # no multiple of the particles that share the lanes
