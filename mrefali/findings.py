@@ -62,7 +62,7 @@ def piles(run):
         edges = {float(edge) for edge in b.limit} | (set(map(float, b.reach)) if started_centered(run) else set())
         for edge in sorted(edges):
             outward = np.sign(edge) * (place - edge)  # a particle at the edge has 0
-            there = np.mean(outward > -b.step / 2)  # the centring of a class carries some of them beyond
+            there = np.mean(outward > -b.step / 2)
             further_in = np.mean(np.abs(outward + b.step) < b.step / 2)
             if there > max(PILED, PILE * further_in):
                 found.append((axis, edge, float(there)))

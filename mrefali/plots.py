@@ -173,7 +173,7 @@ def members(run, k, most):
             axes.set(xticks=[], yticks=[])
     for axes, index in zip(rows[0], indices, strict=True):
         axes.set_title(index, fontsize=8)
-    for axes, label in zip(rows[:, 0], ("moved", "as in the stack"), strict=True):
+    for axes, label in zip(rows[:, 0], ("moved", "raw"), strict=True):
         axes.set_ylabel(label, fontsize=8)
     return figure
 

@@ -199,17 +199,22 @@ class Run:
 
     @cached_property
     def centers(self):
-        """Where the particles lie in their images: x, y from pixel n//2, before the run and after it, in px.
+        """Where the middle of each particle lies in its image: x, y from pixel n//2, in px; before the run, and where
+        the last search found it.
 
         The search moves the disc of radius ``ou`` over the image of the particle, so this, and not (sx, sy), is what
-        its range bounds. The mirror does not matter.
+        its range bounds. The shift that centred the class afterwards is undone.
 
         Returns
         -------
         before, after : (n_particles, 2) float64
         """
-        before = _read_columns(self._file("poses_before.csv"), self.n_particles)
-        return tuple(geometry.inverse_shift(_poses(columns)) for columns in (before, self.pose_columns))
+        before = _poses(_read_columns(self._file("poses_before.csv"), self.n_particles))
+        # an average that was not moved has no centre in the table
+        x, y = (np.nan_to_num(self._by_class(name)[-1])[self.pose_columns["assign"].astype(int)]
+                for name in ("center_x", "center_y"))
+        found = geometry.compose(_poses(self.pose_columns), geometry.make_poses(0.0, x, y))
+        return geometry.inverse_shift(before), geometry.inverse_shift(found)
 
     # --- particles
 

@@ -98,6 +98,19 @@ def test_the_centre_of_a_particle_is_where_its_pose_says(tmp_path):
         assert np.abs(peak).max() <= 1
 
 
+def test_no_particle_is_found_beyond_the_edge_of_the_search_however_its_class_was_centred(tmp_path):
+    stack, refs = small.write(tmp_path)
+    assert mrefali.header(stack, "xform.align2d", zero=True) is None
+    mrefali.mref_ali2d(stack, refs, str(tmp_path / "out"), maxit=1, **small.OPTIONS | {"ou": 8})  # to 1 px each way
+    run = mrefali.open_run(tmp_path / "out")
+    shifts = run.history[["center_x", "center_y"]].to_numpy()
+    assert np.abs(shifts).max() > 0.05  # something to undo
+    before, found = run.centers
+    np.testing.assert_array_equal(before, 0)
+    assert np.abs(found).max() <= 1 + 1e-5
+    assert (np.abs(np.abs(found) - 1) < 1e-5).any()
+
+
 # ---- a run at work, or spoiled
 
 
