@@ -162,6 +162,14 @@ def test_ranks_report_once_and_say_how_many_they_are(files):
     assert " ranks: 2\n" in (Path(files[2]) / "mrefali.log").read_text()
 
 
+def test_the_root_alone_writes_the_live_page(files):
+    done = launch(*files, *small.WORDS, "--maxit=2", "--MPI", "--threads=1", "--live")
+    assert (done.returncode, done.stderr) == (0, crowded(2))
+    assert done.stdout.count("the page of the run: ") == 1
+    assert "finished after 2 iterations" in Path(files[2], "report.html").read_text("utf-8")
+    assert [name for name in os.listdir(files[2]) if name.endswith(".part")] == []
+
+
 def test_ranks_check_once_and_touch_nothing(files):
     before = Path(files[0]).read_bytes()
     done = launch(*files, *small.WORDS, "--MPI", "--check")

@@ -128,7 +128,8 @@ def test_the_references_are_only_read(files):
 def test_the_output_directory_holds_these_files_and_no_other(run):
     assert sorted(os.listdir(run.outdir)) == [
         "aqm000.hdf", "aqm001.hdf", "drm0000000.txt", "drm0000001.txt", "drm0010000.txt", "drm0010001.txt",
-        "history.csv", "mrefali.log", "multi_ref.hdf", "parameters.json", "poses.csv", "poses_before.csv"]
+        "history.csv", "mrefali.log", "multi_ref.hdf", "parameters.json", "poses.csv", "poses_before.csv",
+        "report.html"]
 
 
 def test_poses_before_holds_where_the_search_began(run):
