@@ -1,5 +1,7 @@
 """Images in memory, read like a file. Imports geometry and errors of ours only."""
 
+from itertools import repeat
+
 import numpy as np
 
 from mrefali.errors import InputError
@@ -39,6 +41,6 @@ class ArrayStack:
         """``(n_images,) POSE``, all the identity."""
         return identity_poses(self.n_images)
 
-    def column(self, name):
+    def values(self, name):
         """None for every image: an array has no headers."""
-        return [None] * self.n_images
+        return repeat(None, self.n_images)

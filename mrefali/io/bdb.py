@@ -277,9 +277,10 @@ class BdbStack(FileStack):
             counts.update(map(_public, header))
         return dict(counts)
 
-    def column(self, name):
-        """One header of every image, a list as long as the stack; None where an image lacks it."""
-        return [_public(header.get(name)) for header in self._headers()]
+    def values(self, name):
+        """One header of every image, one after another; None where an image lacks it."""
+        for header in self._headers():
+            yield _public(header.get(name))
 
     # --- writing headers back
 

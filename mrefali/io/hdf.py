@@ -10,14 +10,16 @@ import fcntl
 import math
 import os
 import shutil
+from array import array
 from contextlib import contextmanager
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5g, h5l, h5p, h5s, h5t
 
 from mrefali.errors import InputError
 from mrefali.geometry import POSE, to_matrices
+from mrefali.io.hdf_headers import Datasets, MappedFile, alike, find_in_groups, only_member
 from mrefali.io.stack import FileStack
 from mrefali.io.whole import check_replaceable, keep_owner, replacing_durably
 
@@ -43,6 +45,12 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 #: Bits of the packed pixels that EMAN2 may write.
 RENDERED_BITS = range(1, 33)
+
+#: Images whose headers are looked at together.
+SCANNED_AT_ONCE = 1024
+
+#: Headers that bear upon the pixels, and the values with which these are those of one image, as they stand.
+ORDINARY = {"nz": (None, 0, 1), "is_complex": (None, 0), "stored_renderbits": (None, 0)}
 
 
 class HdfStack(FileStack):
@@ -75,15 +83,14 @@ class HdfStack(FileStack):
         self.path = os.fspath(path)
         with _open_images(self.path) as images:
             self.n_images = _count(self.path, images)
-            layouts = (_layout(self.path, images, i) for i in range(self.n_images))
-            self.box, first_offset = next(layouts)
             # where the pixels of an image start in the file, -1 if only HDF5 can read them
-            self._offsets = np.full(self.n_images, first_offset, np.int64)
-            for i, (box, offset) in enumerate(layouts, start=1):
-                if box != self.box:
-                    raise InputError(f"image {i} of {self.path} is {box} x {box} pixels, image 0 is "
+            self._offsets = np.empty(self.n_images, np.int64)
+            for first, boxes, offsets in _Scan(self.path, images, self.n_images).layouts():
+                self.box = int(boxes[0]) if first == 0 else self.box
+                self._offsets[first:first + len(offsets)] = offsets
+                for i in np.flatnonzero(boxes != self.box):
+                    raise InputError(f"image {first + i} of {self.path} is {boxes[i]} x {boxes[i]} pixels, image 0 is "
                                      f"{self.box} x {self.box}: all images of a stack must have one size")
-                self._offsets[i] = offset
             self.pixel_size_A = pixel_size(_header(h5g.open(images, b"0"), "apix_x"), f"image 0 of {self.path}")
         self.keys = range(self.n_images)
 
@@ -130,10 +137,10 @@ class HdfStack(FileStack):
                     counts[name] = counts.get(name, 0) + 1
         return counts
 
-    def column(self, name):
-        """One header of every image, a list as long as the stack; None where an image lacks it."""
+    def values(self, name):
+        """One header of every image, one after another; None where an image lacks it."""
         with _open_images(self.path) as images:
-            return [_header(h5g.open(images, b"%d" % i), name) for i in range(self.n_images)]
+            yield from _Scan(self.path, images, self.n_images).values(_key(name))
 
     def write_columns(self, columns):
         """Write headers back, into all images or none; the pixels and all other headers keep their bits.
@@ -431,9 +438,12 @@ def _value(group, key):
     value = raw.item()
     if dtype.names == MATRIX.names:
         return np.array(value, np.float64).reshape(3, 4)
-    if isinstance(value, bytes):  # bytes that are no UTF-8 pass through and are written back as they were
-        return value.split(b"\0")[0].decode("utf-8", "surrogateescape")
-    return value
+    return _decoded(value) if isinstance(value, bytes) else value
+
+
+def _decoded(data):
+    """The string that bytes stand for; those that are no UTF-8 pass through and are written back as they were."""
+    return data.split(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _number(group, name, where):
@@ -483,14 +493,154 @@ def _count(path, images):
     if not isinstance(last, int):
         raise InputError(f"imageid_max of {path} is {last}: it must be a whole number; write the file again with EMAN2")
     n_images = last + 1
-    present = set(images)
-    if n_images <= 0 or not present:
+    if n_images <= 0 or not images.get_num_objs():
         raise InputError(f"{path} has no images (imageid_max={n_images - 1}): give a stack of at least one")
-    for i in range(n_images):
-        if b"%d" % i not in present:
-            raise InputError(f"{path} has no image {i}, though imageid_max={n_images - 1}: images must be "
-                             f"numbered without holes; copy the stack with EMAN2 to renumber it")
+    present = bytearray(min(n_images, images.get_num_objs() + 1))  # of more, the first hole is below that
+
+    def note(name, _):
+        i = _index(name)
+        if i is not None and i < len(present):
+            present[i] = True
+
+    images.links.iterate(note, info=True)
+    if not all(present):
+        raise InputError(f"{path} has no image {present.index(False)}, though imageid_max={n_images - 1}: images must "
+                         f"be numbered without holes; copy the stack with EMAN2 to renumber it")
     return n_images
+
+
+def _index(name):
+    """The number that an image's group of this name, bytes, has; None if it is none."""
+    i = int(name) if name.isdigit() and len(name) <= 10 else None
+    return i if name == b"%d" % (i or 0) else None
+
+
+def _addresses(images, n_images):
+    """Where the headers of images are in the file, (n_images,) int64; -1 where only HDF5 finds them."""
+    addresses = array("q", [-1]) * n_images
+
+    def note(name, link):
+        i = _index(name)
+        if i is not None and i < n_images and link.type == h5l.TYPE_HARD:
+            addresses[i] = min(link.u, 2**63 - 1)
+
+    images.links.iterate(note, info=True)
+    return np.frombuffer(addresses, np.int64)
+
+
+class _Scan:
+    """The images of an open stack, a thousand at a time: read without HDF5 where that is safe, else with it.
+
+    Parameters
+    ----------
+    path : str
+    images : h5py.h5g.GroupID
+    n_images : int
+    """
+
+    def __init__(self, path, images, n_images):
+        self._path, self._images, self._file = path, images, MappedFile(path)
+        self._addresses = _addresses(images, n_images) if self._file.readable else np.full(n_images, -1)
+        self._attribute_types, self._pixel_types = {}, {}  # what HDF5 has said of descriptions
+
+    def _batches(self):
+        for first in range(0, len(self._addresses), SCANNED_AT_ONCE):
+            yield first, self._addresses[first:first + SCANNED_AT_ONCE]
+            self._file.forget()
+
+    def values(self, key):
+        """The attribute ``key`` of each image, as :func:`_value` gives it, one after another."""
+        for first, addresses in self._batches():
+            whole, (attributes,), _ = find_in_groups(self._file, addresses, [key])
+            values, known = self._known_values(first, key, attributes, whole)
+            for i in np.flatnonzero(~known):
+                values[i] = _value(h5g.open(self._images, b"%d" % (first + i)), key)
+            yield from values
+
+    def _known_values(self, first, key, attributes, whole):
+        """A list of values, and (n,) bool, which of them are known without asking HDF5."""
+        values, known = [None] * len(whole), whole & (attributes.starts == 0)
+        rows = np.flatnonzero(whole & (attributes.starts > 0))
+        for same, description in alike(self._file, attributes.starts[rows], attributes.sizes[rows]):
+            same = rows[same]
+            if description not in self._attribute_types:
+                group = h5g.open(self._images, b"%d" % (first + same[0]))
+                self._attribute_types[description] = _plain_type(h5a.open(group, key))
+            if self._attribute_types[description] is None:
+                continue
+            dtype, shape = self._attribute_types[description]
+            n_bytes = dtype.itemsize * math.prod(shape)
+            same = same[attributes.values[same] + n_bytes <= attributes.ends[same]]
+            raw = self._file.take(attributes.values[same], n_bytes)
+            for i, value in zip(same, _plain_values(raw, dtype, shape), strict=True):
+                values[i] = value
+            known[same] = True
+        return values, known
+
+    def layouts(self):
+        """What :func:`_layout` says of each image, some at a time.
+
+        Yields
+        ------
+        first : int
+            Index of the first of these images.
+        boxes, offsets : (n,) int64
+        """
+        for first, addresses in self._batches():
+            plain, datasets = self._ordinary(first, addresses)
+            boxes, offsets = np.full((2, len(addresses)), -1, np.int64)
+            for rows, box, as_wanted in self._kinds_of_pixels(first, np.flatnonzero(plain), datasets):
+                boxes[rows] = box
+                if as_wanted:
+                    offsets[rows] = datasets.offsets[rows]
+                    odd = (offsets[rows] >= 0) & (datasets.sizes[rows] != 4 * box**2)
+                    plain[rows[odd]] = False
+            for i in np.flatnonzero(~plain):
+                boxes[i], offsets[i] = _layout(self._path, self._images, first + i)
+            yield first, boxes, offsets
+
+    def _ordinary(self, first, addresses):
+        """Which images are understood and need no unpacking, (n,) bool, and their ``Datasets``."""
+        keys = [_key(name) for name in ORDINARY]
+        plain, found, tables = find_in_groups(self._file, addresses, keys)
+        for key, attributes, ordinary in zip(keys, found, ORDINARY.values(), strict=True):
+            values, known = self._known_values(first, key, attributes, plain)
+            plain &= known & [value is None or (np.isscalar(value) and value in ordinary) for value in values]
+        datasets = Datasets(self._file, only_member(self._file, np.where(plain, tables, 0), b"image"))
+        return plain & datasets.whole, datasets
+
+    def _kinds_of_pixels(self, first, rows, datasets):
+        """Rows whose pixels are alike, their box, and whether the pixels are native float32."""
+        for of_shape, space in alike(self._file, *datasets.spaces[:, rows]):
+            of_shape = rows[of_shape]
+            for same, htype in alike(self._file, *datasets.types[:, of_shape]):
+                same = of_shape[same]
+                if (space, htype) not in self._pixel_types:
+                    i = first + same[0]
+                    dataset = h5d.open(h5g.open(self._images, b"%d" % i), b"image")
+                    self._pixel_types[space, htype] = (_layout(self._path, self._images, i)[0],
+                                                       dataset.get_type().equal(h5t.NATIVE_FLOAT))
+                yield same, *self._pixel_types[space, htype]
+
+
+def _plain_type(attribute):
+    """numpy's type and the shape of an attribute whose bytes in the file are what numpy has; None of any other."""
+    shape, htype = attribute.shape, attribute.get_type()
+    if shape is None or 0 in shape:
+        return None
+    if isinstance(htype, h5t.TypeStringID) and not htype.is_variable_str() and htype.get_strpad() != h5t.STR_SPACEPAD:
+        return np.dtype(f"S{htype.get_size()}"), shape
+    return next(((dtype, shape) for dtype, known in STORED_TYPES.items() if htype.equal(known)), None)
+
+
+def _plain_values(raw, dtype, shape):
+    """What :func:`_value` makes of attributes of one ``_plain_type``; ``raw`` are their bytes, (n, n_bytes) uint8."""
+    values = raw.view(dtype).reshape(len(raw), *shape)
+    if math.prod(shape) > 1:
+        return list(values)
+    if dtype == MATRIX:
+        return list(raw.view("<f4").astype(np.float64).reshape(-1, 3, 4))
+    return [_decoded(value) for value in values.ravel().tolist()] if dtype.kind == "S" else values.ravel().tolist()
 
 
 def _layout(path, images, index):

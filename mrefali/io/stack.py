@@ -2,20 +2,24 @@
 
 import html
 import shlex
+from itertools import islice
 
 import numpy as np
 
 from mrefali import pictures
 from mrefali.ctf import CTF_PARAMETERS, LIMITS, check_ctf, format_ctf, parse_ctf
 from mrefali.errors import InputError
-from mrefali.geometry import from_matrices, identity_poses, to_matrices
+from mrefali.geometry import POSE, from_matrices, identity_poses, to_matrices
+
+#: Poses made of matrices at a time, which take four times their memory.
+CONVERTED_AT_ONCE = 4096
 
 #: Images that a stack shows of itself in Jupyter, their largest side in px, and their quality as a JPEG.
 SHOWN, SHOWN_SIDE, SHOWN_QUALITY = 10, 96, 80
 
 
 class FileStack:
-    """The images of a file; a format sets the attributes, and adds ``column`` and ``_read``.
+    """The images of a file; a format sets the attributes, and adds ``values`` and ``_read``.
 
     Attributes
     ----------
@@ -64,21 +68,32 @@ class FileStack:
                              f"it has 0 to {self.n_images - 1}")
         return self._read(indices)
 
+    def column(self, name):
+        """One header of every image, a list as long as the stack; None where an image lacks it."""
+        return list(self.values(name))
+
     def poses(self):
         """``(n_images,) POSE`` from ``xform.align2d``; InputError if an image has none."""
-        matrices = self.column("xform.align2d")
+        poses, matrices = np.empty(self.n_images, POSE), self.values("xform.align2d")
+        for first in range(0, self.n_images, CONVERTED_AT_ONCE):
+            some = list(islice(matrices, CONVERTED_AT_ONCE))
+            self._check_matrices(first, some)
+            poses[first:first + len(some)] = from_matrices(some)
+        return poses
+
+    def _check_matrices(self, first, matrices):
+        """Raise InputError unless these, of image ``first`` and those after it, are transforms."""
         reset = f"mrefali header {shlex.quote(self.path)} --params=xform.align2d --zero"
-        for key, matrix in zip(self.keys, matrices, strict=True):
+        for i, matrix in enumerate(matrices, first):
             if matrix is None:
-                raise InputError(f"image {key} of {self.path} has no xform.align2d: set it with {reset}")
+                raise InputError(f"image {self.keys[i]} of {self.path} has no xform.align2d: set it with {reset}")
             if np.shape(matrix) != (3, 4) or not np.isfinite(matrix).all():
-                raise InputError(f"xform.align2d of image {key} of {self.path} is no transform of finite numbers: "
-                                 f"reset it with {reset}")
-        return from_matrices(matrices)
+                raise InputError(f"xform.align2d of image {self.keys[i]} of {self.path} is no transform of finite "
+                                 f"numbers: reset it with {reset}")
 
     def has_poses(self):
         """Whether any image has a pose."""
-        return any(matrix is not None for matrix in self.column("xform.align2d"))
+        return any(matrix is not None for matrix in self.values("xform.align2d"))
 
     def ctf(self):
         """The CTFs of all images, from the headers ``ctf`` and ``ctf_applied``.
@@ -96,7 +111,7 @@ class FileStack:
         """
         known = {}  # a stack has far fewer micrographs than particles
         parameters = np.empty(self.n_images, CTF_PARAMETERS)
-        for i, text in enumerate(self.column("ctf")):
+        for i, text in enumerate(self.values("ctf")):
             if text is None:
                 raise InputError(f"{self.path}: image {i} has no header ctf: set it, or leave --CTF out")
             text = str(text)  # parse_ctf refuses what is no text at all
@@ -110,7 +125,7 @@ class FileStack:
 
     def known_ctf(self):
         """As :meth:`ctf`; a pair of None where no image has one."""
-        return self.ctf() if any(text is not None for text in self.column("ctf")) else (None, None)
+        return self.ctf() if any(text is not None for text in self.values("ctf")) else (None, None)
 
     def _read_applied(self):
         applied = self.column("ctf_applied")
