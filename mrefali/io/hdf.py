@@ -46,6 +46,9 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 #: Bits of the packed pixels that EMAN2 may write.
 RENDERED_BITS = range(1, 33)
 
+#: What HDF5 may remember of the structure of an open file.
+CACHE_BYTES = 1 << 20
+
 #: Images whose headers are looked at together.
 SCANNED_AT_ONCE = 1024
 
@@ -703,7 +706,17 @@ def _open_images(path, mode="r"):
         images = file.get("MDF/images")
         if not isinstance(images, h5py.Group):
             raise InputError(f"{path} has no group /MDF/images: it is HDF5, but no EMAN2 stack")
+        _keep_cache_small(file.id)
         yield images.id
+
+
+def _keep_cache_small(file):
+    """Have HDF5 remember 1 MB of an open file; left alone it came to hold 10 KB of each image ever opened."""
+    config = file.get_mdc_config()
+    config.set_initial_size = True
+    config.initial_size = config.min_size = config.max_size = CACHE_BYTES
+    config.incr_mode = config.flash_incr_mode = config.decr_mode = 0  # never of another size
+    file.set_mdc_config(config)
 
 
 def _open_file(path, mode):
