@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from measure import particles_and_averages
 
-from mrefali import average, kernels
+from mrefali import average
+from mrefali.compiled import kernels
 from mrefali.geometry import disc, make_poses
 
 N_IMAGES, N_CLASSES = 64, 10

@@ -8,7 +8,7 @@ import pytest
 from measure import particles_and_averages
 from numba import njit
 
-from mrefali import kernels
+from mrefali.compiled import kernels
 from mrefali.search import Search, ring_spectra
 
 TIMES = 20

@@ -10,7 +10,7 @@ from measure import UNIT, interleaved_seconds, matrix_product, product_flop
 from numba import njit
 from search import ORIGINAL_UNITS
 
-from mrefali import kernels
+from mrefali.compiled import kernels
 from mrefali.search import Search, ring_spectra
 
 REPEATS = 15

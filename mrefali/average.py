@@ -1,6 +1,6 @@
 """Class sums: add, merge, finish to averages and FRC (SPEC sections 5 and 6).
 
-Arrays in, arrays out: this module knows no file and no rank. Imports ctf and kernels only.
+Arrays in, arrays out: this module knows no file and no rank. Imports ctf and the compiled kernels only.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-from mrefali import kernels
+from mrefali.compiled import kernels
 from mrefali.ctf import n_radii
 
 #: The six-point formula is a sum of pixels whose weights add up to less than this in absolute value.

@@ -20,6 +20,7 @@ from mrefali.io import open_stack
 from mrefali.particles import Particles, StackCtf
 from mrefali.refine import AUTO_STOP_ITERATIONS, Settings
 from mrefali.search import Search
+from mrefali.warmup import compile_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +105,12 @@ def prepare(stack, references, options, comm, poses=None):
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
         poses, assign = _read_poses(stack, poses), _read_classes(stack)
+        of_stack = _read_ctf(stack, options.snr) if options.CTF else None
         images = references.read(0, references.n_images)
+    compile_kernels(comm)
+    with comm.agreeing():
         _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-        particles = Particles(stack, mask != 0, _read_ctf(stack, options.snr) if options.CTF else None)
+        particles = Particles(stack, mask != 0, of_stack)
     with comm.agreeing():
         largest = _scan_pixels(particles, *comm.share(particles.n_images))
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,

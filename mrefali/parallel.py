@@ -65,6 +65,10 @@ class Serial:
         """Cores that this process may use, and the number of ranks of this machine that share just these."""
         return len(os.sched_getaffinity(0)), 1
 
+    def leads_machine(self):
+        """Whether no rank below this one is on the same machine."""
+        return True
+
     @contextmanager
     def agreeing(self):
         """What one rank refuses within, all refuse; nothing within may need another rank.
@@ -129,6 +133,9 @@ class Mpi(Serial):
         # those of other machines have cores of the same numbers
         everyone = self.all_values((os.uname().nodename, os.sched_getaffinity(0)))
         return len(os.sched_getaffinity(0)), everyone.count(everyone[self.rank])
+
+    def leads_machine(self):
+        return self.all_values(os.uname().nodename).index(os.uname().nodename) == self.rank
 
     @contextmanager
     def agreeing(self):

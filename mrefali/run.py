@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import shlex
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +32,6 @@ details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 #: Particles a thread that are searched to estimate the time of a run.
 TIMED_PARTICLES = 32
-
-#: A first search that takes longer, in seconds, is being compiled.
-COMPILING_S = 3.0
 
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
@@ -109,7 +105,6 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
             mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
             snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
             quiet=quiet, mirror=mirror), comm)
-        _compile(plan, comm)
         if check:
             if comm.is_root:
                 _report_range(plan)
@@ -193,7 +188,6 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
             rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
             mirror=mirror), comm, poses)
-        _compile(plan, comm)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
@@ -250,19 +244,6 @@ def _files_may_fail(state):
         yield
     except (InputError, OSError) as error:
         raise RunFailed(f"{one_line(error)}; {state}") from error
-
-
-def _compile(plan, comm):
-    """Have the root compile the search, or load it, before the other ranks find it in the cache."""
-    if comm.is_root:
-        notice = threading.Timer(COMPILING_S, logger.info, [
-            "compiling the search, once an installation: it takes about half a minute"])
-        notice.start()
-        try:
-            _search_and_sum_few(plan, 1)
-        finally:
-            notice.cancel()
-    comm.barrier()
 
 
 def _search_and_sum_few(plan, n_particles):

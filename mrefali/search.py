@@ -11,7 +11,8 @@ import numba
 import numpy as np
 import scipy.fft
 
-from mrefali import geometry, kernels
+from mrefali import geometry
+from mrefali.compiled import kernels
 from mrefali.errors import InputError
 
 #: A first look at a reference takes the angular frequencies of each ring up to one of these, in 1/px, that leaves out

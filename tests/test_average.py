@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import JIT
 
-from mrefali import average, kernels
+from mrefali import average
 from mrefali.average import ClassSums, criterion, frc, normalize_particles, normalize_references, transform
+from mrefali.compiled import kernels
 from mrefali.geometry import disc, identity_poses, make_poses
 
 BOXES = [16, 17, 20, 21]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from conftest import JIT
 
-from mrefali import kernels
 from mrefali.average import transform
+from mrefali.compiled import kernels
 from mrefali.geometry import make_poses, ring_radii
 from mrefali.kernels import LANES
 from mrefali.search import Search, ring_spectra

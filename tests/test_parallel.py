@@ -1,6 +1,7 @@
 """What launchers and machines say of themselves; the ranks themselves are in test_mpi.py."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,16 @@ def test_cores_are_shared_by_the_ranks_of_a_machine_that_may_use_the_same(monkey
         monkeypatch.setattr(os, "sched_getaffinity", lambda process, mask=mask: mask)
         found.append(Mpi(Communicator(rank, masks), None).cores())
     assert found == [(len(mask), n) for (_, mask), n in zip(masks, sharers, strict=True)]
+
+
+@pytest.mark.parametrize("machines", [["a", "a", "b", "a", "b", "c"]])
+def test_the_first_rank_of_each_machine_leads_it(monkeypatch, machines):
+    found = []
+    for rank, machine in enumerate(machines):
+        monkeypatch.setattr(os, "uname", lambda machine=machine: SimpleNamespace(nodename=machine))
+        found.append(Mpi(Communicator(rank, machines), None).leads_machine())
+    assert found == [True, False, True, False, False, True]
+    assert SERIAL.leads_machine()
 
 
 def test_one_process_has_its_cores_alone():

@@ -22,8 +22,7 @@ from test_io_hdf import contents
 from threadpoolctl import threadpool_info
 
 import mrefali
-from mrefali import average, cli, ctf, geometry, outdir
-from mrefali import run as run_module
+from mrefali import average, cli, ctf, geometry, outdir, warmup
 from mrefali.checks import use_threads
 from mrefali.errors import InputError
 from mrefali.io import open_stack, write_stack
@@ -561,8 +560,8 @@ def test_the_estimate_counts_the_reading_of_the_particles(files, capsys, monkeyp
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])
 def test_a_compilation_is_announced_while_it_lasts(files, capsys, monkeypatch, seconds):
-    monkeypatch.setattr(run_module, "COMPILING_S", 0.2)
-    monkeypatch.setattr(run_module, "_search_and_sum_few", lambda plan, n_particles: time.sleep(seconds))
+    monkeypatch.setattr(warmup, "COMPILING_S", 0.2)
+    monkeypatch.setattr(warmup, "_run_all", lambda: time.sleep(seconds))
     assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=1"]) == 0
     out, _ = capsys.readouterr()
     line = "compiling the search, once an installation: it takes about half a minute\n"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from conftest import JIT
 
-from mrefali import geometry, kernels
+from mrefali import geometry
 from mrefali.average import normalize_particles, normalize_references
+from mrefali.compiled import kernels
 from mrefali.errors import InputError
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
 from mrefali.kernels import LANES

@@ -1,0 +1,48 @@
+"""Everything compiled before it is needed, and once. Imports search and average; runs no file's pixels."""
+
+import logging
+import threading
+
+import numpy as np
+
+from mrefali import average, geometry
+from mrefali.search import Search, align, ring_spectra
+
+logger = logging.getLogger(__name__)
+
+#: What takes longer, in seconds, is being compiled.
+COMPILING_S = 3.0
+
+
+def compile_kernels(comm):
+    """Compile, or load, all that a run calls.
+
+    The root goes first and fills the cache. Then one rank of each other machine goes, whose cache may be another. The
+    rest find what they need when they need it.
+
+    Parameters
+    ----------
+    comm
+        See :mod:`mrefali.parallel`.
+    """
+    leads = comm.leads_machine()
+    for mine in (comm.is_root, leads and not comm.is_root):
+        if mine:
+            notice = threading.Timer(COMPILING_S, logger.info if comm.is_root else logger.debug, [
+                "compiling the search, once an installation: it takes about half a minute"])
+            notice.start()
+            try:
+                _run_all()
+            finally:
+                notice.cancel()
+        comm.barrier()
+
+
+def _run_all():
+    """A whole iteration on two tiny images; of the same types, though not sizes, as that of any run."""
+    search, inside = Search(16, 1, 4, 1, 0.0, 0.0, 1.0), geometry.disc(16, 4)
+    images = np.random.default_rng(0).standard_normal((2, 16, 16)).astype(np.float32)
+    references = average.normalize_references(images, inside)
+    average.normalize_particles(images, inside)
+    found = align(images, geometry.identity_poses(2), ring_spectra(references, search), search)
+    average.ClassSums(2, 16, 2, 100.0).add(images, found.poses, found.assign, np.arange(2))
