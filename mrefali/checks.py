@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, geometry, parallel, reference
+from mrefali import average, geometry, memory, parallel, reference
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
 from mrefali.io import open_stack
@@ -46,6 +46,7 @@ class Options:
     mirror: bool = True
     CTF: bool = False
     snr: float = 1.0
+    max_memory: object = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Plan:
     assign : (n_particles,) int64 or None
         The classes in the headers; None where an image has none.
     settings : Settings
+    n_bytes : int
+        Memory that this rank will take.
     """
 
     particles: Particles
@@ -68,6 +71,7 @@ class Plan:
     poses: np.ndarray
     assign: np.ndarray | None
     settings: Settings
+    n_bytes: int
 
     @property
     def stack(self):
@@ -110,13 +114,16 @@ def prepare(stack, references, options, comm, poses=None):
     compile_kernels(comm)
     with comm.agreeing():
         _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-        particles = Particles(stack, mask != 0, of_stack)
+        others = memory.without_blocks(stack.n_images, len(images), stack.box) + options.CTF * ctf.KERNEL_BYTES
+        block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
+        particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = _scan_pixels(particles, *comm.share(particles.n_images))
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         max(comm.all_values(largest)), options.snr, options.vanished, options.center_limit,
                         options.quiet)
-    return Plan(particles, images, poses, assign, settings)
+    n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
+    return Plan(particles, images, poses, assign, settings, n_bytes)
 
 
 def _check_options(options):
@@ -124,6 +131,8 @@ def _check_options(options):
     numbers = {name: whole_number(name, getattr(options, name))
                for name in ("ir", "ou", "rs", "center", "maxit", "rand_seed")}
     numbers |= {name: real_number(name, getattr(options, name)) for name in ("xr", "yr", "ts", "snr")}
+    if options.max_memory is not None:
+        numbers["max_memory"] = memory.parse_size("max_memory", options.max_memory)
     options = dataclasses.replace(options, **numbers)
     _check_choices(options.center, options.maxit, options.snr, options.vanished, options.center_limit)
     return options
@@ -145,12 +154,16 @@ def _read_poses(stack, poses):
 
 def _read_classes(stack):
     """The headers ``assign``, (n_images,) int64; None where an image has none."""
-    values = stack.column("assign")
-    for i, value in enumerate(values):
-        if value is not None and not _is_class(value):
+    classes, n_absent = np.empty(stack.n_images, np.int64), 0
+    for i, value in enumerate(stack.values("assign")):
+        if value is None:
+            n_absent += 1
+        elif _is_class(value):
+            classes[i] = value
+        else:
             raise InputError(f"{stack.path}: image {i} has assign={str(value)[:40]!r}, which is no class: set it with "
                              f"mrefali header {shlex.quote(stack.path)} --params=assign --zero")
-    return None if any(value is None for value in values) else np.array(values, np.int64)
+    return None if n_absent else classes
 
 
 def _is_class(value):
@@ -237,9 +250,9 @@ def _read_mask(mask, stack, outer_radius):
 def _scan_pixels(particles, start, stop):
     """Look through the particles of a rank; the largest absolute pixel after normalisation."""
     largest = 0.0
-    for first, last in particles.blocks(start, stop):
-        statistics = average.pixel_statistics(particles.multiplied(slice(first, last)), particles.inside)
-        _check_pixels(statistics, particles.stack.path, first)
+    for block, images in particles.stream(start, stop):
+        statistics = average.pixel_statistics(images, particles.inside)
+        _check_pixels(statistics, particles.stack.path, block.start)
         largest = max(largest, statistics.largest)
     return largest
 

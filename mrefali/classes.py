@@ -160,9 +160,8 @@ def _split_largest(members, found, references, particles, settings, rng):
         pieces[largest], worse = piece[:middle], np.sort(piece[middle:])
         details.debug("class %d: takes the %d particles of class %d that fit it worse", k, len(worse), largest)
         sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None)
-        size = max(1, particles.blocks(0, particles.n_images)[0][1])
-        for first in range(0, len(worse), size):
-            numbers = worse[first:first + size]
+        for first in range(0, len(worse), particles.block_size):
+            numbers = worse[first:first + particles.block_size]
             sums.add(particles.read(numbers), found.poses[numbers], np.zeros(len(numbers), np.int32), numbers,
                      particles.ctf_sq(numbers))
         split = _averaged(k, sums, 0, worse, found.poses, settings)

@@ -13,7 +13,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                mirror: bool = True, vanished: str = "random", center_limit: float = None,
-               threads: int = 0, quiet: bool = False, check: bool = False, live: bool = False):
+               threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
+               live: bool = False):
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
@@ -66,6 +67,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         an average whose centre lies farther out is left where it is
     threads : int, at least 0
         threads; 0 takes every core this process may use
+    max_memory : str, such as 4GB
+        memory each process may take; fewer particles are read at a time to keep to it
     quiet : bool
         print warnings only
     check : bool
@@ -82,7 +85,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                rand_seed, MPI, mirror=mirror, vanished=vanished, center_limit=center_limit, threads=threads,
-               quiet=quiet, check=check, live=live)
+               max_memory=max_memory, quiet=quiet, check=check, live=live)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,

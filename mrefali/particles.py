@@ -1,17 +1,16 @@
 """The particles of a stack as the search takes them: multiplied by their CTF if asked for, normalised.
 
-Imports average and ctf; reads through whatever stack it is given.
+Imports average, ctf and memory; reads through whatever stack it is given.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from mrefali import average
 from mrefali.ctf import CtfKernels, ctf_sq, premultiply
-
-#: Pixels read and searched at a time, as bytes of float32.
-BLOCK_BYTES = 64 << 20
+from mrefali.memory import BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,35 @@ class Particles:
     inside : (n, n) bool
         Where normalisation looks: mask != 0.
     ctf : StackCtf, optional
+    block_bytes : int
+        Pixels read at a time, though never less than one image.
     """
 
-    def __init__(self, stack, inside, ctf=None):
+    def __init__(self, stack, inside, ctf=None, block_bytes=BLOCK_BYTES):
         self.stack, self.inside, self.ctf = stack, inside, ctf
+        self.block_size = max(1, block_bytes // (4 * stack.box**2))
         self.n_images, self.box = stack.n_images, stack.box
         self._kernels = None if ctf is None else CtfKernels(stack.box)
 
-    def blocks(self, start, stop):
-        """First and one past the last of each block of ``BLOCK_BYTES`` between two particles."""
-        size = max(1, BLOCK_BYTES // (4 * self.box * self.box))
-        return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+    def stream(self, start, stop):
+        """Particles from ``start`` to ``stop``, a block at a time; a thread reads the next block meanwhile.
+
+        That thread must run no kernel: one of numba's threading layers ends a process that enters it twice at a time.
+
+        Yields
+        ------
+        block : slice
+        images : (n, n_pixels, n_pixels) float32
+            Multiplied by their CTF, not normalised.
+        """
+        blocks = [slice(first, min(first + self.block_size, stop)) for first in range(start, stop, self.block_size)]
+        with ThreadPoolExecutor(1, "read ahead") as reader:
+            coming = [reader.submit(self.multiplied, block) for block in blocks[:1]]
+            for i, block in enumerate(blocks):
+                images = coming.pop().result()  # or what was raised in reading
+                coming = [reader.submit(self.multiplied, following) for following in blocks[i + 1:i + 2]]
+                yield block, images
+                del images  # the next but one takes its place
 
     def read(self, indices):
         """Normalised images; ``indices`` is an array, or a slice with start and stop.

@@ -146,13 +146,15 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
     n_iterations = settings.maxit or AUTO_STOP_ITERATIONS
     with progress(particles.n_images, number, n_iterations, comm.is_root and not settings.quiet) as bar:
-        for first, last in particles.blocks(start, start + n):
-            block, mine = slice(first, last), slice(first - start, last - start)
-            images = particles.read(block)
+        for block, images in particles.stream(start, start + n):
+            average.normalize_particles(images, particles.inside)
+            mine = slice(block.start - start, block.stop - start)
             aligned = align(images, poses[mine], spectra, settings.search)
-            sums.add(images, aligned.poses, aligned.assign, np.arange(first, last), particles.ctf_sq(block))
+            sums.add(images, aligned.poses, aligned.assign, np.arange(block.start, block.stop),
+                     particles.ctf_sq(block))
             found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak
-            bar.update((last - start) * particles.n_images // n - bar.n)  # the other ranks are as far
+            # the other ranks are as far
+            bar.update((block.stop - start) * particles.n_images // n - bar.n)
     return found, sums
 
 

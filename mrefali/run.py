@@ -21,7 +21,6 @@ from mrefali.errors import InputError, RunFailed, one_line
 from mrefali.io import ArrayStack, open_stack
 from mrefali.outdir import OutputDirectory
 from mrefali.page import Reporter
-from mrefali.particles import BLOCK_BYTES
 from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, refine
 from mrefali.results import require_pictures
 from mrefali.search import align as search_particles
@@ -36,7 +35,8 @@ TIMED_PARTICLES = 32
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
-               mirror=True, vanished="random", center_limit=None, threads=0, quiet=False, check=False, live=False):
+               mirror=True, vanished="random", center_limit=None, threads=0, max_memory=None, quiet=False, check=False,
+               live=False):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -79,6 +79,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         An average whose centre lies farther out is left where it is.
     threads : int
         Threads of this process; 0: all cores it may use, shared among the MPI ranks that may use the same.
+    max_memory : str or int, optional
+        Memory that each process may take, such as ``4GB``, or bytes; fewer pixels are read at a time to keep to it.
     quiet : bool
         Report warnings only.
     check : bool
@@ -104,12 +106,13 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         plan = prepare(particles, references, Options(
             mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
             snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
-            quiet=quiet, mirror=mirror), comm)
+            quiet=quiet, mirror=mirror, max_memory=max_memory), comm)
         if check:
             if comm.is_root:
                 _report_range(plan)
                 _report_obstacle(particles, outdir)
-                _report_estimates(plan, comm)
+                _report_memory(plan)
+                _report_time(plan, comm)
         elif comm.is_root:
             with OutputDirectory(outdir, particles.pixel_size_A) as output:
                 _run_and_write(plan, output, call, comm, Reporter(output.path, particles, live))
@@ -202,6 +205,7 @@ def _run_and_write(plan, output, call, comm, reporter):
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
         _report_range(plan)
+        _report_memory(plan)
         obstacle = _report_obstacle(stack, output.path)
         output.write_start(plan.assign, plan.poses)
         for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
@@ -319,17 +323,19 @@ def _report_obstacle(stack, outdir):
     return obstacle
 
 
-def _report_estimates(plan, comm):
-    """Time a few particles, and add up the arrays."""
-    n_particles, pixels = plan.stack.n_images, 4 * plan.settings.search.box**2
+def _report_memory(plan):
+    size = min(plan.particles.block_size, plan.stack.n_images)
+    logger.info("estimate: about %.0f MB of memory a rank; %d particles are read at a time", plan.n_bytes / 2**20, size)
+
+
+def _report_time(plan, comm):
+    """Time a few particles."""
+    n_particles = plan.stack.n_images
     timed = min(TIMED_PARTICLES * numba.get_num_threads(), n_particles)
     seconds = _search_and_sum_few(plan, timed) / timed * n_particles / comm.size
-    megabytes = (3 * min(BLOCK_BYTES, pixels * n_particles) + 6 * len(plan.references) * 2 * pixels
-                 + 200 * n_particles) / 2**20 + 250  # 250 MB: Python, numba and the compiled search
     iterations = plan.settings.maxit or AUTO_STOP_ITERATIONS
-    logger.info("estimate: about %s an iteration, %s for %d, on %d threads of %d ranks; about %d MB of memory a rank",
-                _duration(seconds), _duration(seconds * iterations), iterations, numba.get_num_threads(), comm.size,
-                megabytes)
+    logger.info("estimate: about %s an iteration, %s for %d, on %d threads of %d ranks", _duration(seconds),
+                _duration(seconds * iterations), iterations, numba.get_num_threads(), comm.size)
 
 
 def _duration(seconds):

@@ -1,6 +1,7 @@
 """The loop against its slow twin, and what becomes of vanished classes, blocks and auto-stop."""
 
 import random
+import threading
 
 import naive
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import small
 from conftest import JIT
 
-from mrefali import average, particles, reference, refine
+from mrefali import average, reference, refine
 from mrefali.classes import ClassUpdate
 from mrefali.geometry import compose, disc, make_poses
 from mrefali.parallel import SERIAL
@@ -204,13 +205,12 @@ def assert_same_bits(mine, other):
 
 
 @pytest.mark.parametrize("particles_a_block", [1, 5, 7])
-def test_equal_bits_whatever_the_size_of_a_block(particles_a_block, monkeypatch):
+def test_equal_bits_whatever_the_size_of_a_block(particles_a_block):
     images, references, poses = small.particles(), small.references(), small.poses()
     whole = run(images, references, poses, make_settings(images))
-    monkeypatch.setattr(particles, "BLOCK_BYTES", particles_a_block * 4 * BOX * BOX)
-    stack = ArrayStack(images)
-    settings = make_settings(images)
-    cut = list(refine.refine(Particles(stack, settings.inside), references, poses, settings, SERIAL))
+    stack, settings = ArrayStack(images), make_settings(images)
+    in_blocks = Particles(stack, settings.inside, block_bytes=particles_a_block * 4 * BOX * BOX)
+    cut = list(refine.refine(in_blocks, references, poses, settings, SERIAL))
     assert max(stop - start for start, stop in stack.blocks) == particles_a_block
     for mine, other in zip(cut, whole, strict=True):
         assert_same_bits(mine, other)
@@ -221,10 +221,56 @@ def test_equal_bits_whatever_the_size_of_a_block(particles_a_block, monkeypatch)
     (2, 1, [(0, 1), (1, 2)]),  # never less than one particle
     (0, 1, []),
 ])
-def test_blocks_cover_all_particles_once(n_particles, block_bytes, expected, monkeypatch):
-    monkeypatch.setattr(particles, "BLOCK_BYTES", block_bytes)
-    of_stack = Particles(ArrayStack(np.zeros((n_particles, 16, 16), np.float32)), np.ones((16, 16), bool))
-    assert of_stack.blocks(0, n_particles) == expected
+def test_blocks_cover_all_particles_once(n_particles, block_bytes, expected):
+    images = np.arange(n_particles, dtype=np.float32)[:, None, None] + np.zeros((16, 16), np.float32)
+    of_stack = Particles(ArrayStack(images), np.ones((16, 16), bool), block_bytes=block_bytes)
+    streamed = list(of_stack.stream(0, n_particles))
+    assert [(block.start, block.stop) for block, _ in streamed] == expected
+    for block, some in streamed:
+        np.testing.assert_array_equal(some, images[block])
+
+
+class Watched(ArrayStack):
+    """Fails in the block from ``bad`` on, and says when a block is read."""
+
+    def __init__(self, images, bad=None):
+        super().__init__(images)
+        self.bad, self.read_now = bad, {start: threading.Event() for start in range(len(images))}
+
+    def read(self, start, stop):
+        self.read_now[start].set()
+        if start == self.bad:
+            raise OSError(5, "Input/output error", "stack.hdf")
+        return super().read(start, stop)
+
+
+def test_the_next_block_is_read_while_one_is_in_work_but_no_other():
+    stack = Watched(np.zeros((4, 8, 8), np.float32))
+    for block, _ in Particles(stack, np.ones((8, 8), bool), block_bytes=1).stream(0, 4):
+        following = block.stop
+        if following < 4:
+            assert stack.read_now[following].wait(60)
+        if following < 3:
+            assert not stack.read_now[following + 1].wait(0.05)
+
+
+def test_what_goes_wrong_in_reading_ahead_is_raised_when_its_turn_comes():
+    stack = Watched(np.zeros((4, 8, 8), np.float32), bad=2)
+    stream = Particles(stack, np.ones((8, 8), bool), block_bytes=1).stream(0, 4)
+    assert next(stream)[0] == slice(0, 1)
+    assert next(stream)[0] == slice(1, 2)
+    assert stack.read_now[2].wait(60)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        next(stream)
+    assert caught.value.filename == "stack.hdf"
+    assert not stack.read_now[3].is_set()
+
+
+def test_no_thread_is_left_when_a_pass_ends_early():
+    stream = Particles(Watched(np.zeros((4, 8, 8), np.float32)), np.ones((8, 8), bool), block_bytes=1).stream(0, 4)
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read ahead")]
 
 
 class Rank(type(SERIAL)):

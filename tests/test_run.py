@@ -22,7 +22,7 @@ from test_io_hdf import contents
 from threadpoolctl import threadpool_info
 
 import mrefali
-from mrefali import average, cli, ctf, geometry, outdir, warmup
+from mrefali import average, cli, ctf, geometry, memory, outdir, warmup
 from mrefali.checks import use_threads
 from mrefali.errors import InputError
 from mrefali.io import open_stack, write_stack
@@ -556,6 +556,26 @@ def test_the_estimate_counts_the_reading_of_the_particles(files, capsys, monkeyp
                          .groups())
     assert 1.1 < iteration < 5  # 24 times 0.05 s, and the search
     assert run == pytest.approx(4 * iteration, rel=0.1)
+
+
+def test_a_run_says_what_memory_it_takes_before_it_starts(files, capsys, monkeypatch):
+    """24 particles and two references of 20 px take 43,200 bytes; three blocks of three particles, 14,400."""
+    monkeypatch.setattr(memory, "resident_bytes", lambda: -memory.WORK_BYTES)
+    assert cli.main(["mref_ali2d", *files, *small.WORDS, "--maxit=1", "--max_memory=57kB"]) == 0
+    said = capsys.readouterr().out
+    assert "estimate: about 0 MB of memory a rank; 3 particles are read at a time\n" in said
+    assert said.index("estimate") < said.index("iteration 0")
+
+
+@pytest.mark.parametrize(("size", "message"), [
+    ("1MB", "max_memory=1MB is not enough: this run takes .* MB a process even with one image at a time; give "
+            "--max_memory=.*MB or more, or fewer references"),
+    ("lots", "max_memory=lots is not allowed: give a size above 0 such as 500MB or 4GB")])
+def test_a_limit_of_memory_that_cannot_be_kept_is_refused(files, capsys, size, message):
+    before = small.snapshot(Path(files[2]).parent)
+    assert cli.main(["mref_ali2d", *files, *small.WORDS, f"--max_memory={size}"]) == 2
+    assert re.fullmatch(f"mrefali: error: {message}\n", capsys.readouterr().err)
+    assert small.snapshot(Path(files[2]).parent) == before
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])

@@ -128,7 +128,7 @@ class FileStack:
         return self.ctf() if any(text is not None for text in self.values("ctf")) else (None, None)
 
     def _read_applied(self):
-        applied = self.column("ctf_applied")
+        applied = self.values("ctf_applied")
         for i, value in enumerate(applied):
             if value not in (None, 0, 1):
                 raise InputError(f"{self.path}: image {i} has ctf_applied={value}: 0 (not multiplied by the CTF) or "
@@ -192,11 +192,9 @@ class ReadOnlyStack(FileStack):
         """The headers of one image that the file knows: ``xform.align2d``, ``assign``, ``ctf``, ``apix_x`` ..."""
         return {name: self._values(name, slice(index, index + 1))[0] for name in self.header_names()}
 
-    def column(self, name):
-        """One header of every image; a list of None if the file does not know it."""
-        if name in self.header_names():
-            return self._values(name, slice(None))
-        return [None] * self.n_images
+    def values(self, name):
+        """One header of every image, one after the other; all None if the file does not know it."""
+        return iter(self._values(name, slice(None)) if name in self.header_names() else [None] * self.n_images)
 
     def _values(self, name, rows):
         if name == "xform.align2d":
