@@ -98,10 +98,10 @@ WAITING_S = 0.01
 
 
 class Mpi(Serial):
-    """The ranks of an mpi4py communicator."""
+    """The ranks of an mpi4py communicator; ``module`` is ``mpi4py.MPI``."""
 
-    def __init__(self, communicator, sum_operation):
-        self._communicator, self._sum = communicator, sum_operation
+    def __init__(self, communicator, module):
+        self._communicator, self._mpi = communicator, module
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
         self.is_root = self.rank == 0
         self._refusal = None  # that all ranks agreed upon
@@ -111,12 +111,19 @@ class Mpi(Serial):
         for start in range(0, flat.size, REDUCED_AT_ONCE):
             piece = flat[start:start + REDUCED_AT_ONCE]
             total = np.empty_like(piece)
-            self._communicator.Allreduce(piece, total, op=self._sum)
+            self._communicator.Allreduce(piece, total, op=self._mpi.SUM)
             piece[:] = total
 
     def gather(self, array):
-        pieces = self._communicator.gather(array)
-        return np.concatenate(pieces) if self.is_root else None
+        # straight into one array: pickled, the pieces would be there three times
+        lengths = self.all_values(len(array))
+        joined = np.empty(sum(lengths), array.dtype) if self.is_root else None
+        item = self._mpi.BYTE.Create_contiguous(array.itemsize).Commit()  # counted in these, 2^31 is far away
+        try:
+            self._communicator.Gatherv([np.ascontiguousarray(array), len(array), item], [joined, lengths, item])
+        finally:
+            item.Free()
+        return joined
 
     def from_root(self, value):
         return self._communicator.bcast(value)
@@ -186,7 +193,7 @@ def mpi():
     if launched_size() > 1 and communicator.Get_size() == 1:
         raise InputError(f"the launcher started {launched_size()} processes but each finds itself alone: its MPI is "
                          "not the library that mpi4py loads; use the mpiexec that belongs to it")
-    return Mpi(communicator, MPI.SUM)
+    return Mpi(communicator, MPI)
 
 
 def communicator(use_mpi):

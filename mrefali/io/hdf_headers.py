@@ -193,7 +193,7 @@ def _find_attributes(file, headers, rows, starts, sizes, keys, found):
     headers.whole[rows[~good]] = False
     for key, attributes in zip(keys, found, strict=True):
         named = np.flatnonzero(good & (lengths[:, 0] == len(key) + 1))
-        named = named[(file.take(starts[named] + 8, len(key) + 1) == np.frombuffer(key + b"\0", np.uint8)).all(axis=1)]
+        named = named[(file.take(starts[named] + 8, len(key)) == np.frombuffer(key, np.uint8)).all(axis=1)]
         at = rows[named]
         headers.whole[at[attributes.starts[at] > 0]] = False  # there twice
         attributes.starts[at], attributes.sizes[at] = starts[named], described[named]
