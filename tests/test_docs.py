@@ -118,3 +118,19 @@ def test_links_within_the_page_lead_somewhere():
 
 def test_the_readme_links_the_page():
     assert "](docs/commands.md)" in (DOCS.parent / "README.md").read_text()
+
+
+# ---- docs/mpi.md
+
+MPI_CALLS = re.findall(r"mrefali mref_ali2d [^`]*?--MPI.*", re.sub(r"\\\n\s*", "", (DOCS / "mpi.md").read_text()))
+
+
+@pytest.mark.parametrize("line", MPI_CALLS)
+def test_every_word_of_a_call_with_mpi_is_accepted(line):
+    words = line.replace("$SLURM_CPUS_PER_TASK", "8").split()[2:]
+    assert len(cli.match_words(commands.mref_ali2d, "mrefali mref_ali2d", words)) == len(words)
+
+
+def test_the_script_for_slurm_is_one_of_the_calls():
+    assert len(MPI_CALLS) == 2
+    assert "--max_memory=7GB" in MPI_CALLS[1]

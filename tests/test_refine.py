@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 
 import naive
 import numpy as np
@@ -11,10 +12,10 @@ from conftest import JIT
 
 from mrefali import average, reference, refine
 from mrefali.classes import ClassUpdate
-from mrefali.geometry import compose, disc, make_poses
+from mrefali.geometry import compose, disc, identity_poses, make_poses
 from mrefali.parallel import SERIAL
 from mrefali.particles import Particles
-from mrefali.search import Search
+from mrefali.search import Search, align, ring_spectra
 
 BOX = small.BOX
 
@@ -264,6 +265,28 @@ def test_what_goes_wrong_in_reading_ahead_is_raised_when_its_turn_comes():
         next(stream)
     assert caught.value.filename == "stack.hdf"
     assert not stack.read_now[3].is_set()
+
+
+@pytest.mark.jit_only
+def test_another_thread_runs_while_particles_are_searched():
+    """Else reading ahead would wait for the search to end."""
+    images, settings = np.tile(small.particles(), (200, 1, 1)), make_settings(small.particles())
+    spectra = ring_spectra(average.normalize_references(small.references(), settings.inside), settings.search)
+    steps, ended = [0], threading.Event()
+
+    def count():
+        while not ended.is_set():
+            steps[0] += 1
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = steps[0]
+    align(images, identity_poses(len(images)), spectra, settings.search)
+    during = steps[0] - before
+    ended.set()
+    thread.join()
+    assert during > 5
 
 
 def test_no_thread_is_left_when_a_pass_ends_early():
