@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, geometry, memory, parallel, reference
+from mrefali import average, ctf, geometry, memory, parallel, reference
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
 from mrefali.io import open_stack

@@ -128,12 +128,13 @@ class FileStack:
         return self.ctf() if any(text is not None for text in self.values("ctf")) else (None, None)
 
     def _read_applied(self):
-        applied = self.values("ctf_applied")
-        for i, value in enumerate(applied):
+        applied = np.zeros(self.n_images, bool)
+        for i, value in enumerate(self.values("ctf_applied")):
             if value not in (None, 0, 1):
                 raise InputError(f"{self.path}: image {i} has ctf_applied={value}: 0 (not multiplied by the CTF) or "
                                  "1 (multiplied) is allowed")
-        return np.array([value == 1 for value in applied])
+            applied[i] = value == 1
+        return applied
 
 
 class ReadOnlyStack(FileStack):
