@@ -354,6 +354,23 @@ def test_imageid_max_beyond_the_last_image(tmp_path):
         open_stack(path)
 
 
+@pytest.mark.parametrize("last", [0, 1])
+def test_images_beyond_imageid_max_are_not_lost_without_a_word(tmp_path, last):
+    path = make_stack(tmp_path / "more.hdf", some_images(3), imageid_max=last)
+    with pytest.raises(InputError, match=f"more.hdf has {2 - last} images beyond imageid_max={last}: it is damaged"):
+        open_stack(path)
+
+
+@pytest.mark.parametrize("spoil", [b"EMAN.assign\0", b"TREE", b"HEAP", b"SNOD"])
+def test_what_hdf5_cannot_read_is_one_line(tmp_path, spoil):
+    path = tmp_path / "damaged.hdf"
+    write_stack(path, some_images(3), [{"assign": i} for i in range(3)])
+    data = path.read_bytes()
+    path.write_bytes(data.replace(spoil, b"\xff" * len(spoil)))
+    with pytest.raises(InputError, match=r"^.*damaged.hdf (is damaged|cannot be opened|has no).*[^\n]$"):
+        open_stack(path).column("assign")
+
+
 @pytest.mark.parametrize(("value", "message"), [
     (np.array([1, 1], "i4"), "imageid_max of .*count.hdf is 2 values: it must be one number; write the file again"),
     (np.bytes_("two\0"), "imageid_max of .*count.hdf is 'two': it must be one number"),
@@ -642,14 +659,17 @@ def test_a_folder_that_takes_no_copy_is_refused_up_front(open_folder):
         open_stack(path).check_writable()
 
 
-def test_a_disk_without_room_for_the_copy_is_refused_up_front(sample_copy, monkeypatch):
+def test_a_disk_without_room_is_refused_up_front(sample_copy, monkeypatch):
     room = sample_copy.stat().st_size - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - room, room))
     stack = open_stack(sample_copy)
-    for ask in (stack.check_writable, lambda: stack.write_columns({"assign": [0, 1, 2, 3]})):
+    for ask in (lambda: stack.check_writable("copy"), lambda: stack.write_columns({"assign": [0, 1, 2, 3]}, "copy")):
         with pytest.raises(InputError, match=r"headers of .*copy.hdf are written into a copy of it, .* 0\.1 MB, "
                                              r"but .* has 0\.1 MB free: make room"):
             ask()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with pytest.raises(InputError, match=r"written into a journal beside it, which takes 0\.1 MB, but .* has 0\.0 MB"):
+        stack.check_writable()
     assert sample_copy.read_bytes() == SAMPLE.read_bytes()
     assert os.listdir(sample_copy.parent) == ["copy.hdf"]
 
@@ -659,9 +679,11 @@ def run_python(code, *words):
     return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("room", [-1000, 0, 1000, 4000])
-def test_a_file_that_may_not_grow_is_left_as_it_was(sample_copy, room):
-    """The limit is met while the file is copied, or while headers are written."""
+@pytest.mark.parametrize(("write_back", "room"), [
+    ("journal", 0), ("journal", 1000), ("journal", 4000),
+    ("copy", -1000), ("copy", 0), ("copy", 1000), ("copy", 4000)])
+def test_a_file_that_may_not_grow_is_left_as_it_was(sample_copy, write_back, room):
+    """The limit is met where the file would grow; in a copy while it is made, or while headers are written."""
     done = run_python("""
 import resource, sys
 import numpy as np
@@ -669,10 +691,10 @@ from mrefali.io import open_stack
 stack = open_stack(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
-    stack.write_columns({f"column_{i}": ["some text" * 100] * 4 for i in range(20)})
+    stack.write_columns({f"column_{i}": ["some text" * 100] * 4 for i in range(20)}, sys.argv[3])
 except OSError as error:
     print(type(error).__name__, error)
-""", sample_copy, SAMPLE.stat().st_size + room)
+""", sample_copy, SAMPLE.stat().st_size + room, write_back)
     assert done.stdout == (f"OSError headers could not be written into {sample_copy}, which is whole all the "
                            "same: File too large\n")
     assert (done.stderr, done.returncode) == ("", 0)
@@ -685,7 +707,8 @@ except OSError as error:
     (RuntimeError("disk full"), OSError, "headers could not be written into .*copy.hdf, .*: disk full$"),
     (KeyboardInterrupt("now"), KeyboardInterrupt, "now"),
 ])
-def test_a_failure_half_way_leaves_the_old_file(sample_copy, monkeypatch, error, raised, message):
+@pytest.mark.parametrize("write_back", ["journal", "copy"])
+def test_a_failure_half_way_leaves_the_old_file(sample_copy, monkeypatch, write_back, error, raised, message):
     write, written = hdf._write_header, []
 
     def fail_at_last(group, name, value):
@@ -697,13 +720,14 @@ def test_a_failure_half_way_leaves_the_old_file(sample_copy, monkeypatch, error,
     stack = open_stack(sample_copy)
     monkeypatch.setattr(hdf, "_write_header", fail_at_last)
     with pytest.raises(raised, match=message):
-        stack.write_columns({"assign": [3, 1, 0, 2]})
+        stack.write_columns({"assign": [3, 1, 0, 2]}, write_back)
     assert len(written) == 3
     assert sample_copy.read_bytes() == SAMPLE.read_bytes()
     assert os.listdir(sample_copy.parent) == ["copy.hdf"]
 
 
-def test_a_process_killed_half_way_leaves_the_old_file(sample_copy):
+@pytest.mark.parametrize("write_back", ["journal", "copy"])
+def test_a_process_killed_half_way_leaves_the_old_file(sample_copy, write_back):
     done = run_python("""
 import os, signal, sys
 from mrefali.io import hdf
@@ -713,21 +737,22 @@ def kill_at_image_2(group, name, value):
         os.kill(os.getpid(), signal.SIGKILL)
     write(group, name, value)
 hdf._write_header = kill_at_image_2
-hdf.HdfStack(sys.argv[1]).write_columns({"assign": [0, 1, 2, 3]})
-""", sample_copy)
+hdf.HdfStack(sys.argv[1]).write_columns({"assign": [0, 1, 2, 3]}, sys.argv[2])
+""", sample_copy, write_back)
     assert done.returncode == -signal.SIGKILL
     assert sample_copy.read_bytes() == SAMPLE.read_bytes()
-    stack = open_stack(sample_copy)  # the copy that is left is in nobody's way
+    stack = open_stack(sample_copy)  # what is left is in nobody's way
     stack.write_columns({"assign": [0, 1, 2, 3]})
     assert stack.column("assign") == [0, 1, 2, 3]
 
 
-def test_mode_and_links_of_the_file_are_kept(sample_copy, tmp_path):
+@pytest.mark.parametrize("write_back", ["journal", "copy"])
+def test_mode_and_links_of_the_file_are_kept(sample_copy, tmp_path, write_back):
     sample_copy.chmod(0o640)
     link = tmp_path / "folder" / "link.hdf"
     link.parent.mkdir()
     link.symlink_to(os.path.join("..", "copy.hdf"))
-    open_stack(link).write_columns({"assign": [0, 1, 2, 3]})
+    open_stack(link).write_columns({"assign": [0, 1, 2, 3]}, write_back)
     assert link.is_symlink()
     assert os.listdir(link.parent) == ["link.hdf"]
     assert stat.S_IMODE(sample_copy.stat().st_mode) == 0o640
@@ -735,9 +760,10 @@ def test_mode_and_links_of_the_file_are_kept(sample_copy, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_the_owner_is_kept(sample_copy):
+@pytest.mark.parametrize("write_back", ["journal", "copy"])
+def test_the_owner_is_kept(sample_copy, write_back):
     os.chown(sample_copy, 1234, 4321)
-    open_stack(sample_copy).write_columns({"assign": [0, 1, 2, 3]})
+    open_stack(sample_copy).write_columns({"assign": [0, 1, 2, 3]}, write_back)
     status = sample_copy.stat()
     assert (status.st_uid, status.st_gid) == (1234, 4321)
 
@@ -748,17 +774,18 @@ def test_who_may_not_give_files_away_becomes_the_owner(open_folder):
     path.chmod(0o666)
     open_folder.chmod(0o777)
     with ordinary_user():
-        open_stack(path).write_columns({"assign": [0, 1, 2, 3]})
+        open_stack(path).write_columns({"assign": [0, 1, 2, 3]}, "copy")
         assert path.stat().st_uid == os.geteuid()
     assert open_stack(path).column("assign") == [0, 1, 2, 3]
 
 
-def test_a_stack_that_another_program_changed_is_missed(sample_copy):
+@pytest.mark.parametrize("write_back", ["journal", "copy"])
+def test_a_stack_that_another_program_changed_is_missed(sample_copy, write_back):
     stack = open_stack(sample_copy)
     write_stack(sample_copy, some_images(2))
     before = sample_copy.read_bytes()
     with pytest.raises(InputError, match="copy.hdf was changed by another program while it was in use: start again"):
-        stack.write_columns({"assign": [0, 1, 2, 3]})
+        stack.write_columns({"assign": [0, 1, 2, 3]}, write_back)
     assert sample_copy.read_bytes() == before
 
 

@@ -1,24 +1,34 @@
 """Stacks of images: one module a format. Imports ctf, geometry and errors of ours only."""
 
+import contextlib
 import os
 
 from mrefali.io.arrays import ArrayStack
-from mrefali.io.bdb import BdbStack, is_bdb
+from mrefali.io.bdb import BdbStack, database_file, is_bdb
 from mrefali.io.content import Content
 from mrefali.io.cs import CsStack
 from mrefali.io.hdf import HdfStack, write_images, write_stack
+from mrefali.io.lock import held
 from mrefali.io.mrc import HEADER_BYTES, MrcStack, write_mrcs
 from mrefali.io.npy import MAGIC as NPY_MAGIC
 from mrefali.io.npy import NpyStack
 from mrefali.io.spider import SpiderStack, header_order
 from mrefali.io.stack import FileStack as Stack
 from mrefali.io.star import StarStack
-from mrefali.io.whole import replacing
+from mrefali.io.whole import check_room, replacing, replacing_durably, sync
 
 __all__ = ["ArrayStack", "BdbStack", "Content", "CsStack", "HdfStack", "MrcStack", "NpyStack", "SpiderStack",
-           "Stack", "StarStack", "open_stack", "replacing", "write_images", "write_mrcs", "write_stack"]
+           "Stack", "StarStack", "check_room", "hold", "open_stack", "replacing", "replacing_durably", "sync",
+           "write_images", "write_mrcs", "write_stack"]
 
 HDF_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def hold(path):
+    """Keep other processes of ours from writing to the stack ``path``, as long as the context lasts; see ``lock``."""
+    if is_bdb(path):
+        return held(database_file(path), path)
+    return held(path) if _kind(os.fspath(path)) is HdfStack else contextlib.nullcontext()  # others are only read
 
 
 def open_stack(path, *, mixed=False):

@@ -22,7 +22,7 @@ import mrcfile
 import numpy as np
 
 from mrefali.errors import InputError
-from mrefali.io import eman_pickle, hdf
+from mrefali.io import eman_pickle, hdf, lock
 from mrefali.io.btree import WRITTEN_VERSION, damaged, open_tree, write_tree
 from mrefali.io.eman_pickle import (
     EMAN1_CTF,
@@ -32,8 +32,9 @@ from mrefali.io.eman_pickle import (
     Instance,
     check_instance,
 )
+from mrefali.io.journal import copy_name, recover
 from mrefali.io.stack import FileStack
-from mrefali.io.whole import check_replaceable, keep_owner, replacing, replacing_durably
+from mrefali.io.whole import check_writable, keep_owner, replacing, replacing_durably
 
 #: What may follow the name, for messages.
 SELECTIONS = "?0,3,4 or ?select.LIST or ?exclude.LIST"
@@ -81,6 +82,7 @@ class BdbStack(FileStack):
     def __init__(self, path):
         self.path = str(path)
         self._file, self._name, selection = _parse(self.path)
+        recover(os.path.realpath(self._file), self.path)
         self._load_index()
         self._selected = bool(selection)
         if selection:
@@ -300,20 +302,23 @@ class BdbStack(FileStack):
                     f"of EMAN2 need version 5")
         return None
 
-    def check_writable(self):
+    def check_writable(self, write_back="copy"):
         """Raise InputError or PermissionError if headers cannot be written back."""
         obstacle = self.write_back_obstacle()
         if obstacle is not None:
             raise InputError(f"headers of {self.path} cannot be written: {obstacle}")
-        check_replaceable(os.path.realpath(self._file), self.path)
+        needed = os.path.getsize(self._file) if os.path.exists(self._file) else 0
+        check_writable(os.path.realpath(self._file), self.path, needed, "a copy of it")
 
-    def write_columns(self, columns):
+    def write_columns(self, columns, write_back="copy"):
         """Write headers back: a new database replaces the old one whole, all other records byte for byte the same.
 
         Parameters
         ----------
         columns : dict
             As for :meth:`mrefali.io.HdfStack.write_columns`.
+        write_back : str
+            Whatever it says, a database is replaced by a changed copy.
 
         Raises
         ------
@@ -326,11 +331,13 @@ class BdbStack(FileStack):
                   for name, values in columns.items()}
         self.check_writable()
         target = os.path.realpath(self._file)
-        with replacing_durably(target) as temporary:
-            with open_tree(self._file, self._name) as tree:
-                write_tree(temporary, tree, self._updated(tree, stored))
-            keep_owner(target, temporary)
-            shutil.copymode(target, temporary)
+        with lock.held(target, self.path):
+            recover(target, self.path)
+            with replacing_durably(target, copy_name(target)) as temporary:
+                with open_tree(self._file, self._name) as tree:
+                    write_tree(temporary, tree, self._updated(tree, stored))
+                keep_owner(target, temporary)
+                shutil.copymode(target, temporary)
         keys = self.keys
         self._load_index()
         self._select(np.searchsorted(self.keys, keys))
@@ -420,6 +427,11 @@ def _records(headers, size):
 
 
 # --- names and keys
+
+
+def database_file(path):
+    """The file of the database that the name ``path`` stands for."""
+    return _parse(str(path))[0]
 
 
 def _parse(path):

@@ -5,12 +5,11 @@ Image i is the group ``/MDF/images/<i>``: its dataset ``image`` holds the pixels
 ends, so all that is written here goes through :func:`_numbers`, :func:`_matrices` or :func:`_text`.
 """
 
-import errno
-import fcntl
 import math
 import os
 import shutil
 from array import array
+import traceback
 from contextlib import contextmanager
 
 import h5py
@@ -19,9 +18,11 @@ from h5py import h5a, h5d, h5g, h5l, h5p, h5s, h5t
 
 from mrefali.errors import InputError
 from mrefali.geometry import POSE, to_matrices
+from mrefali.io import lock
 from mrefali.io.hdf_headers import Datasets, MappedFile, alike, find_in_groups, only_member
+from mrefali.io.journal import changing, copy_name, flocked, forget, recover
 from mrefali.io.stack import FileStack
-from mrefali.io.whole import check_replaceable, keep_owner, replacing_durably
+from mrefali.io.whole import check_writable, keep_owner, replacing_durably
 
 #: A 3x4 matrix as EMAN2 stores it.
 MATRIX = np.dtype([(f"{row}{column}", "<f4") for row in range(3) for column in range(4)])
@@ -40,8 +41,8 @@ DOUBLE_HEADERS = ("apix_x", "apix_y", "apix_z")
 #: the attribute's name, type and shape.
 COMPACT_BYTES = 65_000
 
-#: What flock says on file systems that have no locks; there nobody can be kept out.
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+#: Room asked for before headers are written, in bytes: for each image twice what two new headers take, and a little.
+ROOM_AN_IMAGE, ROOM = 6_000, 50_000
 
 #: Bits of the packed pixels that EMAN2 may write.
 RENDERED_BITS = range(1, 33)
@@ -84,6 +85,7 @@ class HdfStack(FileStack):
 
     def __init__(self, path):
         self.path = os.fspath(path)
+        recover(os.path.realpath(self.path), self.path)
         with _open_images(self.path) as images:
             self.n_images = _count(self.path, images)
             # where the pixels of an image start in the file, -1 if only HDF5 can read them
@@ -145,39 +147,46 @@ class HdfStack(FileStack):
         with _open_images(self.path) as images:
             yield from _Scan(self.path, images, self.n_images).values(_key(name))
 
-    def write_columns(self, columns):
+    def write_columns(self, columns, write_back="journal"):
         """Write headers back, into all images or none; the pixels and all other headers keep their bits.
 
-        A copy of the file with these headers takes its place. If that fails, or the process is killed, the file is as
-        it was, byte for byte. Mode, and owner where permitted, stay; of a symbolic link the target is replaced; other
-        hard links keep the old headers.
+        If that fails the file is as it was; if the process is killed, the file opens here with all old or all new
+        headers (:mod:`mrefali.io.journal`).
 
         Parameters
         ----------
         columns : dict
             Name -> one value an image: whole numbers (stored as int32), floats (float32), strings; for names
             that start with ``xform.`` (n_images,) POSE or (n_images, 3, 4) matrices.
+        write_back : str
+            ``journal`` changes the file in place. With ``copy`` a changed copy takes its place, so that at no time any
+            program can see half a change; mode, and owner where permitted, stay, other hard links keep the old headers.
 
         Raises
         ------
         PermissionError
         InputError
-            If a column is too long or short or cannot be stored, or the disk has no room for the copy; found before
-            anything is written.
+            If a column is too long or short or cannot be stored, the disk has no room, or another program has the file;
+            found before anything is written.
         OSError
             If writing fails.
         """
         encoded = {name: encode_column(name, values, self.n_images) for name, values in columns.items()}
         target = os.path.realpath(self.path)
         with (_failing_in_one_line(f"headers could not be written into {self.path}, which is whole all the same"),
-              self._locked(), replacing_durably(target) as temporary):
-            shutil.copy2(target, temporary)
-            keep_owner(target, temporary)
-            self._write_encoded(temporary, encoded)
+              self._held(write_back)):
+            if write_back == "copy":
+                with replacing_durably(target, copy_name(target)) as temporary:
+                    shutil.copy2(target, temporary)
+                    keep_owner(target, temporary)
+                    self._write_encoded(temporary, encoded)
+            else:
+                with changing(target) as overlay:
+                    self._write_encoded(overlay, encoded)
 
-    def _write_encoded(self, temporary, encoded):
-        """Write headers into the copy ``temporary`` of the file."""
-        with _open_images(temporary, "r+") as images:
+    def _write_encoded(self, changed, encoded):
+        """Write headers into ``changed``, a copy of the file or an overlay over it."""
+        with _open_images(self.path, "r+", changed) as images:
             if _count(self.path, images) != self.n_images:
                 raise InputError(f"{self.path} was changed by another program while it was in use: start again")
             for i in range(self.n_images):
@@ -188,24 +197,24 @@ class HdfStack(FileStack):
     def write_back_obstacle(self):
         """None: nothing but permission and room is ever in the way of writing headers of an HDF stack."""
 
-    def check_writable(self):
+    def check_writable(self, write_back="journal"):
         """Raise PermissionError or InputError if headers cannot be written, or another program has the file."""
-        with self._locked():
+        with self._held(write_back):
             pass
 
     @contextmanager
-    def _locked(self):
-        """Keep other programs from writing, as HDF5 does, as long as the context lasts."""
-        check_replaceable(os.path.realpath(self.path), self.path)
-        with open(self.path, "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(_in_use(self.path)) from None
-            except OSError as error:
-                if error.errno not in WITHOUT_LOCKS:
-                    raise
-            yield
+    def _held(self, write_back):
+        """Keep other programs from writing as long as the context lasts; the file is whole then."""
+        target = os.path.realpath(self.path)
+        if write_back == "copy":
+            needed, purpose = os.path.getsize(target) if os.path.exists(target) else 0, "a copy of it"
+        else:
+            needed, purpose = ROOM + ROOM_AN_IMAGE * self.n_images, "a journal beside it"
+        check_writable(target, self.path, needed, purpose)
+        with lock.held(target, self.path):
+            recover(target, self.path)
+            with flocked(target, self.path):
+                yield
 
 
 def write_stack(path, images, headers=None, pixel_size_A=None):
@@ -260,6 +269,7 @@ def write_images(path, pairs, pixel_size_A=None):
     path = os.fspath(path)
     with _failing_in_one_line(f"{path} could not be written"), replacing_durably(path) as temporary:
         _write_images(path, temporary, pairs, pixel_size_A)
+    forget(path)
 
 
 def _write_images(path, temporary, pairs, pixel_size_A):
@@ -477,14 +487,14 @@ def _types(htype):
 
 
 def _key(name):
-    return b"EMAN." + name.encode()
+    return b"EMAN." + name.encode("utf-8", "surrogateescape")
 
 
 def _names(group):
     """The names of an image's headers."""
     keys = []
     h5a.iterate(group, keys.append)
-    return [key.removeprefix(b"EMAN.").decode() for key in keys if key.startswith(b"EMAN.")]
+    return [key.removeprefix(b"EMAN.").decode("utf-8", "surrogateescape") for key in keys if key.startswith(b"EMAN.")]
 
 
 def _count(path, images):
@@ -500,15 +510,22 @@ def _count(path, images):
         raise InputError(f"{path} has no images (imageid_max={n_images - 1}): give a stack of at least one")
     present = bytearray(min(n_images, images.get_num_objs() + 1))  # of more, the first hole is below that
 
+    beyond = 0
+
     def note(name, _):
+        nonlocal beyond
         i = _index(name)
         if i is not None and i < len(present):
             present[i] = True
+        beyond += i is not None and i >= n_images
 
     images.links.iterate(note, info=True)
     if not all(present):
         raise InputError(f"{path} has no image {present.index(False)}, though imageid_max={n_images - 1}: images must "
                          f"be numbered without holes; copy the stack with EMAN2 to renumber it")
+    if beyond > 0:
+        raise InputError(f"{path} has {beyond} images beyond imageid_max={n_images - 1}: it is damaged; copy it again, "
+                         f"or write it again with EMAN2")
     return n_images
 
 
@@ -700,14 +717,20 @@ def _open_member(kind, group, name, where):
 
 
 @contextmanager
-def _open_images(path, mode="r"):
-    """The low-level group ``/MDF/images``, as long as the context lasts."""
-    with _open_file(path, mode) as file:
-        images = file.get("MDF/images")
-        if not isinstance(images, h5py.Group):
-            raise InputError(f"{path} has no group /MDF/images: it is HDF5, but no EMAN2 stack")
-        _keep_cache_small(file.id)
-        yield images.id
+def _open_images(path, mode="r", instead=None):
+    """The low-level group ``/MDF/images``, as long as the context lasts; of the file ``instead``, if there is one."""
+    with _open_file(path, mode, instead) as file:
+        try:
+            images = file.get("MDF/images")
+            if not isinstance(images, h5py.Group):
+                raise InputError(f"{path} has no group /MDF/images: it is HDF5, but no EMAN2 stack")
+            _keep_cache_small(file.id)
+            yield images.id
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            if mode != "r" or getattr(error, "errno", None) or not _comes_from_hdf5(error):
+                raise
+            raise InputError(f"{path} is damaged, HDF5 says: {_one_line(error)}; copy it again, or restore it from a "
+                             f"backup") from None
 
 
 def _keep_cache_small(file):
@@ -719,10 +742,16 @@ def _keep_cache_small(file):
     file.set_mdc_config(config)
 
 
-def _open_file(path, mode):
+def _comes_from_hdf5(error):
+    """Whether h5py raised it, and not a line of ours, where it would be a bug."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return "h5py" in last.f_code.co_filename
+
+
+def _open_file(path, mode, instead=None):
     """``h5py.File`` of a file that is there, with errors of one line in place of h5py's."""
     try:
-        return h5py.File(path, mode, libver="earliest")
+        return h5py.File(instead or path, mode, libver="earliest")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
     except IsADirectoryError:
@@ -731,7 +760,7 @@ def _open_file(path, mode):
         raise PermissionError(f"{path} cannot be opened ({os.strerror(error.errno)}): allow it with chmod "
                               f"or choose another file") from None
     except BlockingIOError:
-        raise InputError(_in_use(path)) from None
+        raise InputError(f"{path} is open in another program, which locked it: close it there and run again") from None
     except OSError as error:
         if not h5py.is_hdf5(path):
             raise InputError(f"{path} is not an HDF5 file, nor of another format that is known (bdb, MRC, "
@@ -756,10 +785,6 @@ def _open_new(path, temporary):
                               f"({os.strerror(error.errno)})") from None
 
 
-def _in_use(path):
-    return f"{path} is open in another program, which locked it: close it there and run again"
-
-
 @contextmanager
 def _failing_in_one_line(what):
     """Have a failure of the disk, which HDF5 tells in many lines, begin with ``what`` and end with its reason."""
@@ -769,6 +794,9 @@ def _failing_in_one_line(what):
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError: h5py, where it cannot write the rest on closing
         reason = os.strerror(error.errno) if getattr(error, "errno", None) else _one_line(error)
+        if hasattr(error, "pending"):  # the journal that now counts
+            raise OSError(f"headers could be written in part only: {reason}; {error.pending} holds the rest, which is "
+                          f"written when any mrefali command next opens the stack") from error
         raise OSError(f"{what}: {reason}") from error
 
 

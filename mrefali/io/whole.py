@@ -8,14 +8,14 @@ from mrefali.errors import InputError
 
 
 @contextmanager
-def replacing(path):
+def replacing(path, temporary=None):
     """The name of a new file beside ``path``, to be written; at the end of the context it takes the place of ``path``.
 
     If an exception ends the context, the new file is removed and ``path`` stays as it was, there or not. A process
-    that is killed leaves ``.NAME.PID.part`` behind.
+    that is killed leaves ``temporary`` behind, ``.NAME.PID.part`` if it is not given.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.part")
+    temporary = temporary or os.path.join(folder, f".{name}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -26,22 +26,30 @@ def replacing(path):
 
 
 @contextmanager
-def replacing_durably(path):
+def replacing_durably(path, temporary=None):
     """As :func:`replacing`, and not even a power cut leaves less than the old file or the new one."""
-    with replacing(path) as temporary:
+    with replacing(path, temporary) as temporary:
         yield temporary
-        _sync(temporary)
-    _sync(os.path.dirname(path) or ".")
+        sync(temporary)
+    sync(os.path.dirname(path) or ".")
 
 
-def check_replaceable(path, stack):
-    """Raise unless a copy of the file ``path`` with other headers can take its place; messages speak of ``stack``.
+def check_writable(path, stack, needed, purpose):
+    """Raise unless headers can be written into the file ``path``; messages speak of ``stack``.
+
+    Parameters
+    ----------
+    path, stack : str
+    needed : int, bytes
+        Room that its folder must have.
+    purpose : str
+        What for.
 
     Raises
     ------
     FileNotFoundError, PermissionError
     InputError
-        If the disk has no room for a copy.
+        If the disk has no such room.
     """
     if not os.path.exists(path):
         raise FileNotFoundError(f"{stack} does not exist")
@@ -50,10 +58,15 @@ def check_replaceable(path, stack):
         if not os.access(place, os.W_OK, effective_ids=True):
             raise PermissionError(f"{place} cannot be written to, but the headers of {stack} have to be: allow it with "
                                   f"chmod u+w, or work on a copy")
-    needed, free = os.path.getsize(path), shutil.disk_usage(folder).free
+    check_room(folder, needed, f"headers of {stack} are written into {purpose}", "work where there is more")
+
+
+def check_room(folder, needed, what, otherwise):
+    """Raise InputError if ``folder`` has less than ``needed`` bytes free, which ``what`` takes."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        raise InputError(f"headers of {stack} are written into a copy of it, which takes {needed / 2**20:.1f} MB, but "
-                         f"{folder} has {free / 2**20:.1f} MB free: make room, or work where there is more")
+        raise InputError(f"{what}, which takes {needed / 2**20:.1f} MB, but {folder} has {free / 2**20:.1f} MB free: "
+                         f"make room, or {otherwise}")
 
 
 def keep_owner(path, copy):
@@ -64,7 +77,7 @@ def keep_owner(path, copy):
             os.chown(copy, owner, group)
 
 
-def _sync(path):
+def sync(path):
     """Have what was written to a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
