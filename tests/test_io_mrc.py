@@ -128,3 +128,15 @@ def test_what_is_written_is_valid_and_keeps_its_pixel_size(tmp_path, n_images, p
         assert float(file.voxel_size.x) == pytest.approx(pixel_size_A or 0)
         np.testing.assert_array_equal(file.data.reshape(-1, 16, 16), IMAGES[:n_images])
         assert float(file.header.rms) == pytest.approx(IMAGES[:n_images].std(), rel=1e-4)
+
+
+def test_images_beyond_those_of_the_header_are_not_lost_without_a_word(tmp_path):
+    path = tmp_path / "a.mrcs"
+    formats.write_mrc(path)
+    data = bytearray(path.read_bytes())
+    data[8:12] = (5).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="a.mrcs has 8192 bytes, of which the 5 images .* take 6144: it is damaged"):
+        open_stack(path)
+    path.write_bytes(data[:-1100])  # less than an image more is none
+    assert open_stack(path).n_images == 5

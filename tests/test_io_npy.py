@@ -46,3 +46,11 @@ def test_a_file_cut_short_is_refused(tmp_path, n_bytes):
 def test_numpy_reads_what_is_written(tmp_path):
     write_npy(tmp_path / "a.npy", [IMAGES[:4], IMAGES[4:]], 7, 16)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), IMAGES)
+
+
+def test_what_is_beyond_the_array_is_not_lost_without_a_word(tmp_path):
+    with open(tmp_path / "two.npy", "wb") as file:
+        np.save(file, IMAGES[:4])
+        np.save(file, IMAGES[4:])
+    with pytest.raises(InputError, match=r"two.npy has 3200 bytes beyond the array of shape \(4, 16, 16\)"):
+        open_stack(tmp_path / "two.npy")

@@ -68,3 +68,18 @@ def test_a_deleted_image_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"a\.spi has no image 3 of 1 to 7 \(deleted\?\)"):
         open_stack(path)
+
+
+def test_images_beyond_the_last_are_refused_and_unused_places_are_not(tmp_path):
+    path = tmp_path / "a.spi"
+    formats.write_spider(path)
+    whole = bytearray(path.read_bytes())
+    whole[4 * 25:4 * 26] = np.float32(5).tobytes()  # word 26, the last image
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="a.spi goes on for 4096 bytes beyond the last of the 5 images"):
+        open_stack(path)
+    for i in (5, 6):  # headers of 1024 bytes, pixels of 1024
+        at = 1024 + 2048 * i + 4 * 26
+        whole[at:at + 4] = bytes(4)  # word 27, the number of an image in use
+    path.write_bytes(whole)
+    assert open_stack(path).n_images == 5

@@ -79,6 +79,9 @@ def read_layout(path):
     if size < needed:
         raise InputError(f"{path} is cut short: it has {size} bytes, its {nz} images of {nx} x {nx} pixels need "
                          f"{needed}; copy it again")
+    if size - needed >= ny * nx * dtype.itemsize:
+        raise InputError(f"{path} has {size} bytes, of which the {nz} images that its header tells of take {needed}: "
+                         f"it is damaged, or its writer has not come to its end; copy it again")
     return Layout(path, nz, nx, dtype, offset, _pixel_size(header), int(header.ispg),
                   tuple(str(complaint.message) for complaint in complaints))
 

@@ -1,6 +1,7 @@
 """Stacks in numpy's .npy files, mapped into memory; written too. Imports errors and io of ours."""
 
 import os
+import tokenize
 
 import numpy as np
 
@@ -14,10 +15,15 @@ MAGIC = b"\x93NUMPY"
 def map_array(path):
     """The array of a .npy file, mapped; InputError unless it is all there and plain numbers."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise InputError(f"{path} is no .npy file that can be read ({' '.join(str(error).split())}): copy it again, or "
                          f"write it with numpy.save") from None
+    beyond = os.path.getsize(path) - array.offset - array.nbytes
+    if beyond:
+        raise InputError(f"{path} has {beyond} bytes beyond the array of shape {array.shape} that it says it holds: "
+                         f"copy it again, or write it with numpy.save")
+    return array
 
 
 class NpyStack(ReadOnlyStack):

@@ -94,6 +94,7 @@ class SpiderStack(ReadOnlyStack):
             raise InputError(f"{self.path} is cut short: it has {size} bytes, its {self.n_images} images of {self.box} "
                              f"x {self.box} pixels need {needed}; copy it again")
         self._check_used()
+        self._check_end(size - needed)
         own = self._map()[0]["header"][PIXEL_SIZE]
         sizes = [float(value) for value in (words[PIXEL_SIZE], own) if np.isfinite(value) and value > 0]
         self.pixel_size_A = sizes[0] if sizes else None
@@ -104,6 +105,16 @@ class SpiderStack(ReadOnlyStack):
             if unused.size:
                 raise InputError(f"{self.path} has no image {unused[0] + 1} of 1 to {self.n_images} (deleted?): copy "
                                  f"the stack with SPIDER to close the gap")
+
+    def _check_end(self, beyond):
+        """Refuse images behind the last one that the header tells of, in so many bytes; unused places are none."""
+        if beyond >= self._header + 4 * self.box**2:
+            with open(self.path, "rb") as file:
+                file.seek(-beyond, os.SEEK_END)
+                number = np.frombuffer(file.read(4 * N_WORDS), f"{self._order}f4")[IMAGE_NUMBER]
+            if not self._is_stack or number > 0:
+                raise InputError(f"{self.path} goes on for {beyond} bytes beyond the last of the {self.n_images} "
+                                 f"images that its header tells of: it is damaged; copy it again")
 
     def _map(self):
         number = np.dtype(f"{self._order}f4")
