@@ -24,6 +24,9 @@ from mrefali.warmup import compile_kernels
 
 logger = logging.getLogger(__name__)
 
+#: What ``write_back`` may be.
+WRITE_BACK = ("journal", "copy")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,7 +46,6 @@ class Options:
     vanished: str
     center_limit: float | None
     quiet: bool
-    mirror: bool = True
     CTF: bool = False
     snr: float = 1.0
     max_memory: object = None
@@ -104,8 +106,7 @@ def prepare(stack, references, options, comm, poses=None):
         options = _check_options(options)
         _check_same_images(stack, references)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
-        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts,
-                        options.mirror)
+        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts)
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
         poses, assign = _read_poses(stack, poses), _read_classes(stack)
@@ -267,23 +268,43 @@ def _check_pixels(statistics, path, first_index):
         raise InputError(f"{path}: image {first_index + constant[0]} is constant under the mask: remove it")
 
 
-def check_places(stack, outdir, comm):
-    """Have all ranks refuse an OUTDIR that cannot be made, or a stack whose headers cannot be written.
+def check_places(stack, outdir, comm, resume=False, write_back="journal"):
+    """Have all ranks refuse an OUTDIR that cannot be made, or gone on in, or a stack whose headers cannot be written.
 
     The root looks and the others wait: none of them holds the lock that the check tries for, and the root cannot make
     OUTDIR before they have seen that there was none.
     """
     with comm.agreeing():
         if comm.is_root:
-            check_new_directory(outdir)
+            if resume:
+                check_old_directory(outdir)
+            else:
+                check_new_directory(outdir)
             if stack.write_back_obstacle() is None:
-                stack.check_writable()
+                stack.check_writable(write_back)
+
+
+def check_saving(save_every, write_back):
+    """Raise InputError unless these options say how often, and how, headers are written."""
+    if whole_number("save_every", save_every) < 0:
+        raise InputError(f"save_every={save_every} is not allowed: give a number of iterations, or 0 for the end only")
+    if write_back not in WRITE_BACK:
+        raise InputError(f"write_back={write_back} is not allowed: give {' or '.join(WRITE_BACK)}")
+
+
+def check_old_directory(path):
+    """Raise FileNotFoundError or PermissionError if a run cannot go on in the directory ``path``."""
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{path} is no directory, so there is nothing to resume: leave --resume out")
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
 
 
 def check_new_directory(path):
     """Raise FileExistsError, FileNotFoundError or PermissionError if the directory ``path`` cannot be made."""
     if os.path.lexists(path):
-        raise FileExistsError(f"{path}: the output directory exists already: give a new name, or remove it")
+        raise FileExistsError(f"{path}: the output directory exists already: give a new name, remove it, or go on with "
+                              "the run in it by --resume")
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"{path}: its parent directory {parent} does not exist: make it first")

@@ -21,7 +21,8 @@ from collections import deque, namedtuple
 
 import mrefali
 from mrefali.commands import COMMANDS, header, mref_ali2d, transform2d
-from mrefali.errors import REFUSALS, InputError, RunFailed, one_line
+from mrefali.errors import REFUSALS, InputError, RunFailed, Stopped, one_line
+from mrefali.signals import stopping
 
 Kind = namedtuple("Kind", "placeholder allowed pattern read")
 #: How a value is written in the help, said in an error, recognised and read, by its parameter's annotation.
@@ -61,7 +62,7 @@ def _run_script(command, program, argv):
 
 
 def _exit_status(run):
-    """0 done, 2 bad call, 1 run failed, 130 interrupted, 141 reader gone; any other exception passes (exit 1)."""
+    """0 done, 2 bad call, 1 run failed, 141 reader gone, 128 plus a signal's number; all else passes (exit 1)."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names the terminal cannot show
     try:
@@ -74,6 +75,10 @@ def _exit_status(run):
     except RunFailed as error:
         print(f"mrefali: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except Stopped as error:
+        if not hasattr(error, "said_by_root"):
+            print(f"mrefali: {error}", file=sys.stderr)
+        return 128 + error.number
     except KeyboardInterrupt:
         print("mrefali: interrupted", file=sys.stderr)
         return 130
@@ -113,7 +118,7 @@ def _run_command(command, program, words):
         job = build_job(command, match_words(command, program, words))
         # before anything imports numba: threads that wait must not take the cores of a shared machine
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        with _messages(quiet=job.values.arguments.get("quiet", False)):
+        with stopping(), _messages(quiet=job.values.arguments.get("quiet", False)):
             job.start()
 
 

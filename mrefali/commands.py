@@ -14,7 +14,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                mirror: bool = True, vanished: str = "random", center_limit: float = None,
                threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
-               live: bool = False):
+               live: bool = False, resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
@@ -30,7 +30,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     refs : str
         initial references, of the same box size
     outdir : str
-        directory for the results; made here, must not exist
+        directory for the results; made here, must not exist unless resumed
     mask : str
         mask for normalisation and criterion; without it a disc of radius ou
     ir : int, px, 1 to ou
@@ -59,8 +59,6 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         seed of the draw that replaces a vanished class
     MPI : bool
         share the particles among the MPI ranks of mpiexec
-    mirror : bool
-        try mirrored particles too
     vanished : str, random, split or keep
         what replaces a class of fewer than four
     center_limit : float, px, above 0
@@ -75,17 +73,25 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         validate, print estimates and search ranges in effect, stop
     live : bool
         write report.html after every iteration, not only at the end
+    resume : bool
+        go on with the run that the same call began
+    save_every : int, at least 0
+        write headers after every so many iterations too; 0: at the end
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
 
     Examples
     --------
     mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5
     mrefali mref_ali2d stack.hdf refs.hdf out mask.hdf --ou=27 --xr=3 --yr=3 --CTF --snr=0.3
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5 --resume
     """
     from mrefali.run import mref_ali2d
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                rand_seed, MPI, mirror=mirror, vanished=vanished, center_limit=center_limit, threads=threads,
-               max_memory=max_memory, quiet=quiet, check=check, live=live)
+               max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume, save_every=save_every,
+               write_back=write_back)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,

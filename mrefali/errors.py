@@ -1,6 +1,7 @@
 """The exceptions of our own, and what a failure says in one line. Imports nothing of ours."""
 
 import os
+import signal
 
 
 class InputError(ValueError):
@@ -16,6 +17,26 @@ class RunFailed(RuntimeError):
 
     The message is one line, which says where the results are; the command line prints it and exits with status 1.
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end; the command line prints this and exits with 128 plus its number.
+
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    state : str, optional
+        How far the work has come, and how to go on.
+    """
+
+    def __init__(self, number, state=None):
+        super().__init__(number, state)
+        self.number, self.state = int(number), state
+
+    def __str__(self):
+        state = self.state or "what it was writing is there whole, or not at all"
+        return f"stopped by {signal.Signals(self.number).name}: {state}"
 
 
 #: What a bad call or file raises before anything is created: one line, exit status 2.

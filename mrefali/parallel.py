@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from mrefali.errors import REFUSALS, InputError
+from mrefali.errors import REFUSALS, InputError, Stopped, one_line
 
 #: What the launchers of MPICH and Intel MPI, Open MPI, and others say of how many processes they started.
 LAUNCHER_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE")
@@ -73,15 +73,33 @@ class Serial:
     def agreeing(self):
         """What one rank refuses within, all refuse; nothing within may need another rank.
 
-        All raise the exception of the first rank that has one. Where that is said by the root already, it has the
-        attribute ``said_by_root``.
+        All raise the exception of the first rank that has one; what a file does to it (OSError) is a refusal too.
+        Where that is said by the root already, it has the attribute ``said_by_root``.
         """
-        yield
+        with _refusing():
+            yield
 
     @contextmanager
     def ending_together(self):
         """An exception that ends this rank ends the others too, which would wait for it for ever."""
         yield
+
+
+@contextmanager
+def _refusing():
+    try:
+        yield
+    except REFUSALS:
+        raise
+    except OSError as error:
+        raise InputError(one_line(error)) from error
+
+
+def _status(error):
+    """With what status a process ends by an exception."""
+    if isinstance(error, Stopped):
+        return 128 + error.number
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 SERIAL = Serial()
@@ -92,6 +110,9 @@ REDUCED_AT_ONCE = 1 << 18
 
 #: What a launcher needs to pass on the last words of a rank before it ends everything, in seconds.
 FORWARDING_S = 0.5
+
+#: What the root, which got the same signal, has to end everything before another rank does, in seconds.
+ROOT_FIRST_S = 3.0
 
 #: How often a rank that waits for a long time looks round, in seconds.
 WAITING_S = 0.01
@@ -105,6 +126,7 @@ class Mpi(Serial):
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
         self.is_root = self.rank == 0
         self._refusal = None  # that all ranks agreed upon
+        self._last_words = None  # on a signal, unless the root is heard
 
     def sum_into(self, array):
         flat = array.reshape(-1)
@@ -148,7 +170,8 @@ class Mpi(Serial):
     def agreeing(self):
         problem = None
         try:
-            yield
+            with _refusing():
+                yield
         except REFUSALS as error:
             problem = error
         everyone = self.all_values(problem)
@@ -165,11 +188,16 @@ class Mpi(Serial):
             yield
         except BaseException as error:
             if self.size > 1 and error is not self._refusal:
+                if isinstance(error, Stopped) and not self.is_root:
+                    error.said_by_root, self._last_words = True, f"mrefali: rank {self.rank} was {error}\n"
                 # not here and now: whoever called may say first what happened, and with what status it ends
-                atexit.register(self._abort, 130 if isinstance(error, KeyboardInterrupt) else 1)
+                atexit.register(self._abort, _status(error))
             raise
 
     def _abort(self, status):
+        if self._last_words:
+            time.sleep(ROOT_FIRST_S)
+            sys.stderr.write(self._last_words)
         sys.stdout.flush()
         sys.stderr.flush()
         time.sleep(FORWARDING_S)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrefali import average, geometry
+from mrefali import average, geometry, signals
 from mrefali.classes import update_classes
 from mrefali.progress import progress
 from mrefali.search import Alignments, Search, align, ring_spectra
@@ -69,6 +69,41 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class State:
+    """All that the next iteration depends on.
+
+    Attributes
+    ----------
+    number : int
+        Of the last finished iteration; -1 before the first.
+    references : (n_references, n, n) float32
+    poses : (n_particles,) geometry.POSE
+    assign : (n_particles,) int32
+        -1 before the first iteration.
+    criterion : float
+        Minus infinity before the first iteration.
+    random : tuple
+        State of the generator that draws for vanished classes, as ``random.Random.getstate`` gives it.
+    stopped : bool
+        Whether auto-stop has ended the run.
+    """
+
+    number: int
+    references: np.ndarray
+    poses: np.ndarray
+    assign: np.ndarray
+    criterion: float
+    random: tuple
+    stopped: bool = False
+
+
+def first_state(references, poses, settings):
+    """The ``State`` before the first iteration."""
+    return State(-1, references, poses, np.full(len(poses), -1, np.int32), -np.inf,
+                 random.Random(settings.rand_seed).getstate())
+
+
+@dataclass(frozen=True)
 class Iteration:
     """One finished iteration; arrays over the particles are None except at the root.
 
@@ -85,6 +120,10 @@ class Iteration:
     classes : list of classes.ClassUpdate
     criterion : float
     seconds : float
+    random : tuple
+        As in ``State``, at the root.
+    stopped : bool
+        Whether the criterion fell, which ends a run with auto-stop.
     """
 
     number: int
@@ -95,14 +134,21 @@ class Iteration:
     classes: list
     criterion: float
     seconds: float
+    random: tuple
+    stopped: bool
 
     @property
     def averages(self):
         """The new references, (n_references, n, n) float32."""
         return np.stack([c.image for c in self.classes])
 
+    @property
+    def state(self):
+        """The ``State`` after it; at the root."""
+        return State(self.number, self.averages, self.poses, self.assign, self.criterion, self.random, self.stopped)
 
-def refine(particles, references, poses, settings, comm):
+
+def refine(particles, references, poses, settings, comm, state=None):
     """Run the refinement; yields an ``Iteration`` after each.
 
     Parameters
@@ -114,12 +160,18 @@ def refine(particles, references, poses, settings, comm):
     settings : Settings
     comm
         See :mod:`mrefali.parallel`.
+    state : State, optional
+        Where to go on, with its references and poses in place of those given.
     """
-    rng = random.Random(settings.rand_seed)
+    state = state or first_state(references, poses, settings)
+    rng = random.Random()
+    rng.setstate(state.random)
     start, stop = comm.share(particles.n_images)
-    poses, assign = poses[start:stop], np.full(stop - start, -1, np.int32)
-    previous = -np.inf
-    for number in range(settings.maxit or AUTO_STOP_ITERATIONS):
+    references, poses, assign = state.references, state.poses[start:stop], state.assign[start:stop]
+    previous, stopped = state.criterion, state.stopped
+    for number in range(state.number + 1, settings.maxit or AUTO_STOP_ITERATIONS):
+        if stopped:
+            return
         began = time.perf_counter()
         found, sums = _search_and_sum(particles, references, poses, start, settings, comm, number)
         sums.merge(comm)
@@ -130,10 +182,9 @@ def refine(particles, references, poses, settings, comm):
         assign, poses = found.assign, fold_in_centring(found.poses, found.assign, classes)
         references = np.stack([c.image for c in classes])
         criterion = average.criterion(references, settings.core)
+        stopped = settings.maxit == 0 and criterion < previous
         yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
-                        time.perf_counter() - began)
-        if settings.maxit == 0 and criterion < previous:
-            return
+                        time.perf_counter() - began, rng.getstate(), stopped)
         previous = criterion
 
 
@@ -147,6 +198,7 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number)
     n_iterations = settings.maxit or AUTO_STOP_ITERATIONS
     with progress(particles.n_images, number, n_iterations, comm.is_root and not settings.quiet) as bar:
         for block, images in particles.stream(start, start + n):
+            signals.check()
             average.normalize_particles(images, particles.inside)
             mine = slice(block.start - start, block.stop - start)
             aligned = align(images, poses[mine], spectra, settings.search)

@@ -8,20 +8,21 @@ import os
 import platform
 import shlex
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numba
 import numpy as np
 
 import mrefali
-from mrefali import average, geometry, parallel
-from mrefali.checks import Options, check_places, prepare, use_threads
-from mrefali.errors import InputError, RunFailed, one_line
-from mrefali.io import ArrayStack, open_stack
-from mrefali.outdir import OutputDirectory
+from mrefali import average, checkpoint, geometry, parallel, signals
+from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
+from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
+from mrefali.errors import InputError, RunFailed, Stopped, one_line
+from mrefali.io import ArrayStack, check_room, hold, open_stack
+from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
-from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, refine
+from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, first_state, refine
 from mrefali.results import require_pictures
 from mrefali.search import align as search_particles
 from mrefali.search import ring_spectra, whole_steps
@@ -36,7 +37,7 @@ TIMED_PARTICLES = 32
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
                mirror=True, vanished="random", center_limit=None, threads=0, max_memory=None, quiet=False, check=False,
-               live=False):
+               live=False, resume=False, save_every=0, write_back="journal"):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -48,7 +49,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     refim : str
         Initial references of the same box.
     outdir : str
-        Made here; must not exist.
+        Made here; must not exist, but for ``resume``.
     maskfile : str or (n, n) array, optional
         For normalisation and criterion; without it a disc of radius ``ou``.
     ir, ou, rs : int, px
@@ -70,8 +71,6 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Seed of the draws that replace vanished classes.
     MPI : bool
         Share the particles among MPI ranks.
-    mirror : bool
-        Try mirrored particles too.
     vanished : str
         What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
         ``split`` the worse half of the largest class, ``keep`` the reference it had.
@@ -87,6 +86,13 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Check everything, report search range and estimates of time and memory, and stop.
     live : bool
         Write the page of the run, ``report.html``, after every iteration and not only at the end.
+    resume : bool
+        Go on after the last iteration that the same call finished in ``outdir``; the result is that of a run that was
+        never ended.
+    save_every : int
+        Write the headers after every so many iterations too; 0: at the end only.
+    write_back : str
+        ``journal`` or ``copy``, see :meth:`mrefali.io.HdfStack.write_columns`.
 
     Raises
     ------
@@ -94,31 +100,43 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Before anything is created or changed; under MPI on all ranks alike.
     RunFailed
         Where a file of the run cannot be read or written any more.
+    Stopped
+        On a signal, at the command line.
     """
     call = dict(locals())
     comm = parallel.communicator(MPI)
-    with comm.ending_together(), use_threads(threads, comm):
-        particles, references = _open(stack, comm), _open(refim, comm)
+    with (comm.ending_together(), _stopping(lambda: "no iteration was begun, and nothing was created or changed"),
+          use_threads(threads, comm), ExitStack() as held):
         with comm.agreeing():
+            check_saving(save_every, write_back)
             if live:
                 require_pictures("live")
-        check_places(particles, outdir, comm)
-        plan = prepare(particles, references, Options(
+            if comm.is_root:
+                held.enter_context(hold(stack))
+        particles, references = _open(stack, comm), _open(refim, comm)
+        check_places(particles, outdir, comm, resume, write_back)
+        options = Options(
             mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
             snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
-            quiet=quiet, mirror=mirror, max_memory=max_memory), comm)
+            quiet=quiet, mirror=mirror, max_memory=max_memory)
+        plan = prepare(particles, references, options, comm)
+        signals.check()
         if check:
             if comm.is_root:
                 _report_range(plan)
                 _report_obstacle(particles, outdir)
                 _report_memory(plan)
                 _report_time(plan, comm)
-        elif comm.is_root:
-            with OutputDirectory(outdir, particles.pixel_size_A) as output:
-                _run_and_write(plan, output, call, comm, Reporter(output.path, particles, live))
+            return
+        with comm.agreeing():
+            run = held.enter_context(_Run(plan, options, call, comm)) if comm.is_root else None
+        state = comm.from_root(run.state if comm.is_root else None)
+        if comm.is_root:
+            run.go_on()
         else:
-            with _files_may_fail(f"{stack} is as it was"):
-                for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm):
+            standing = f"finished iterations are in {outdir}; the same call with --resume goes on from there"
+            with _files_may_fail(lambda: f"{stack} is as it was"), _stopping(lambda: standing):
+                for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm, state):
                     pass
 
 
@@ -166,8 +184,7 @@ class Aligned:
 
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
-          function="ref_ali2d", rand_seed=1000, mirror=True, vanished="random", center_limit=None, threads=0,
-          quiet=False):
+          function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, threads=0, quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -178,7 +195,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
         Where the search starts; identity if not given.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
-    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, vanished, center_limit, threads, quiet
+    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, vanished, center_limit, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -197,57 +214,150 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
 # --- what is reported and written
 
 
-def _run_and_write(plan, output, call, comm, reporter):
-    stack, settings = plan.stack, plan.settings
-    with _files_may_fail(f"what was finished is in {output.path}, and {stack.path} is as it was"):
-        parameters = _describe(plan, call, comm)
-        output.write_parameters(parameters)
+class _Run:
+    """What the root of a run does with files; on entering it makes OUTDIR, or goes on in it.
+
+    Attributes
+    ----------
+    state : refine.State
+        After the last finished iteration.
+    """
+
+    def __init__(self, plan, options, call, comm):
+        self._plan, self._call, self._comm = plan, call, comm
+        self._stack, self._settings = plan.stack, plan.settings
+        self._path, self._save_every = os.fspath(call["outdir"]), call["save_every"]
+        self._versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")} | {
+            "mrefali": mrefali.__version__, "python": platform.python_version()}
+        self._facts = checkpoint.facts(plan, options)
+        self._headers = pose_checksum(plan.poses, plan.assign)  # in the stack
+        self._obstacle = self._stack.write_back_obstacle()
+        self._saved = None  # iteration whose poses are in the headers
+        self._reporter = Reporter(self._path, self._stack, call["live"])
+        if self._obstacle is not None and self._save_every:
+            raise InputError(f"save_every={self._save_every} is not possible: {self._obstacle}; leave it out")
+        iterations = self._settings.maxit or AUTO_STOP_ITERATIONS
+        if call["resume"]:
+            found = checkpoint.load(self._path)
+            checkpoint.check_same(self._path, found, self._facts, self._headers)
+            self.state, self._found = found.state, found
+        else:
+            self.state, self._found = first_state(plan.references, plan.poses, self._settings), None
+        check_room(os.path.dirname(os.path.abspath(self._path)), bytes_needed(
+            self._stack.n_images, len(plan.references), self._stack.box, iterations - self.state.number - 1),
+            f"{self._path} gets the results of {iterations - self.state.number - 1} iterations",
+            "give a place where there is more")
+
+    def __enter__(self):
+        log_bytes = None if self._found is None else self._found.log_bytes
+        with ExitStack() as closing:
+            self._output = closing.enter_context(OutputDirectory(self._path, self._stack.pixel_size_A, log_bytes))
+            self._begin()
+            self._closing = closing.pop_all()
+        return self
+
+    def __exit__(self, *exception):
+        return self._closing.__exit__(*exception)
+
+    def _begin(self):
+        parameters = _describe(self._plan, self._call, self._comm) | self._versions
+        self._output.begin(parameters, self._plan.assign, self._plan.poses)
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
-        _report_range(plan)
-        _report_memory(plan)
-        obstacle = _report_obstacle(stack, output.path)
-        output.write_start(plan.assign, plan.poses)
-        for iteration in refine(plan.particles, plan.references, plan.poses, settings, comm):
-            output.write_iteration(iteration)
-            _report_iteration(iteration, settings)
-            reporter.refresh()
-        if settings.maxit == 0 and iteration.number + 1 < AUTO_STOP_ITERATIONS:
-            logger.info("stopped after iteration %d: the criterion fell", iteration.number)
-        output.write_end(iteration)
-        if stack.read_only:
-            output.write_average_images(iteration)
-    written = _write_back(stack, iteration, output, obstacle)
-    logger.info("done: averages and FRC curves in %s, %s in %s", output.path,
-                "poses and classes" if stack.read_only else "xform.align2d and assign", written)
-    with _files_may_fail(f"but the run is done: averages in {output.path}, poses and classes in {written}"):
-        reporter.finish()
+        if self._found is not None:
+            self._report_resumption()
+        _report_range(self._plan)
+        _report_memory(self._plan)
+        _report_obstacle(self._stack, self._path)
+        self._keep()
+        self._output.has_begun()
 
+    def _report_resumption(self):
+        logger.info("resumed after %d finished iterations", self.state.number + 1)
+        other = [f"{name} {self._versions.get(name)} (was {version})" for name, version in
+                 self._found.versions.items() if self._versions.get(name) != version]
+        if other:
+            logger.warning("resumed with %s: the result may differ in its last digits from that of a run never ended",
+                           ", ".join(other))
 
-def _write_back(stack, iteration, output, obstacle):
-    """Poses and classes into the headers of the stack, or else into OUTDIR; where they are."""
-    table, matrices = f"{output.path}/poses.csv", geometry.to_matrices(iteration.poses)
-    state = f"but the run is done, its result in {table}"
-    if stack.read_only:
-        with _files_may_fail(state):
-            return output.write_particles(stack, iteration.poses, iteration.assign)
-    if obstacle is not None:
-        with _files_may_fail(state):
-            return output.write_poses_stack(stack, matrices, iteration.assign)
-    columns = {"xform.align2d": matrices, "assign": iteration.assign}
-    with _files_may_fail(f"{state}: mrefali header {shlex.quote(stack.path)} --params={','.join(columns)} "
-                         f"--import={shlex.quote(table)} puts it into the headers"):
-        stack.write_columns(columns)
-    return f"the headers of {stack.path}"
+    def _keep(self):
+        """Have the present state on the disk."""
+        may_stand = [self._headers, pose_checksum(as_read(self.state.poses), self.state.assign)]
+        checkpoint.save(self._path, Checkpoint(self.state, self._facts, self._versions, may_stand, self._output.sync()))
+
+    def go_on(self):
+        """All iterations that are left, and the headers."""
+        plan, settings = self._plan, self._settings
+        with _files_may_fail(self._standing), _stopping(self._standing):
+            for iteration in refine(plan.particles, plan.references, plan.poses, settings, self._comm, self.state):
+                self._output.write_iteration(iteration)
+                _report_iteration(iteration, settings)
+                self.state = iteration.state
+                self._keep()
+                self._reporter.refresh()
+                if self._save_every and (iteration.number + 1) % self._save_every == 0:
+                    self._write_headers()
+            number = self.state.number
+            if self.state.stopped and number + 1 < AUTO_STOP_ITERATIONS:
+                logger.info("stopped after iteration %d: the criterion fell", number)
+            self._output.write_end(number)
+            if self._stack.read_only:
+                self._output.write_average_images(self.state.references)
+        written = self._write_back()
+        logger.info("done: averages and FRC curves in %s, %s in %s", self._path,
+                    "poses and classes" if self._stack.read_only else "xform.align2d and assign", written)
+        done = f"but the run is done: averages in {self._path}, poses and classes in {written}"
+        with _files_may_fail(lambda: done), _stopping(lambda: done):
+            self._reporter.finish()
+
+    def _standing(self):
+        finished, total = self.state.number + 1, self._settings.maxit or f"at most {AUTO_STOP_ITERATIONS}"
+        headers = "is as it was" if self._saved is None else f"has the headers of iteration {self._saved}"
+        return (f"{finished} of {total} iterations are finished in {self._path}, and {self._stack.path} {headers}; the "
+                "same call with --resume goes on from there")
+
+    def _write_back(self):
+        """Poses and classes into the headers of the stack, or else into OUTDIR; where they are."""
+        table = f"{self._path}/poses.csv"
+        state = f"but the run is done, its result in {table}"
+        if self._stack.read_only:
+            with _files_may_fail(lambda: state), _stopping(self._standing):
+                return self._output.write_particles(self._stack, self.state.poses, self.state.assign)
+        if self._obstacle is not None:
+            with _files_may_fail(lambda: state), _stopping(self._standing):
+                matrices = geometry.to_matrices(self.state.poses)
+                return self._output.write_poses_stack(self._stack, matrices, self.state.assign)
+        command = (f"mrefali header {shlex.quote(self._stack.path)} --params=xform.align2d,assign "
+                   f"--import={shlex.quote(table)} puts it into the headers")
+        with _files_may_fail(lambda: f"{state}: {command}"), _stopping(lambda: f"{state}: {command}"):
+            self._write_headers()
+        return f"the headers of {self._stack.path}"
+
+    def _write_headers(self):
+        state = self.state
+        self._stack.write_columns({"xform.align2d": geometry.to_matrices(state.poses), "assign": state.assign},
+                                  self._call["write_back"])
+        self._headers, self._saved = pose_checksum(as_read(state.poses), state.assign), state.number
 
 
 @contextmanager
 def _files_may_fail(state):
-    """Turn what a file does to a run that has begun into one line, which ends with the state of things."""
+    """Turn what a file does to a run that has begun into one line, which ends with the state of things, a function."""
     try:
         yield
     except (InputError, OSError) as error:
-        raise RunFailed(f"{one_line(error)}; {state}") from error
+        raise RunFailed(f"{one_line(error)}; {state()}") from error
+
+
+@contextmanager
+def _stopping(state):
+    """Have a signal that ends a run say the state of things, which the function ``state`` tells."""
+    try:
+        yield
+    except Stopped as error:
+        if error.state is None:
+            raise Stopped(error.number, state()) from None
+        raise
 
 
 def _search_and_sum_few(plan, n_particles):
@@ -264,9 +374,8 @@ def _search_and_sum_few(plan, n_particles):
 
 
 def _describe(plan, call, comm):
-    """Every option of the call, what it came to, and every version."""
+    """Every option of the call, and what it came to."""
     search = plan.settings.search
-    versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")}
     return {
         **{name: _plain(value) for name, value in call.items()},
         "folder": os.getcwd(), "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -274,7 +383,6 @@ def _describe(plan, call, comm):
         "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
         "ranks": comm.size, "threads_used": numba.get_num_threads(),
-        "mrefali": mrefali.__version__, "python": platform.python_version(), **versions,
     }
 
 

@@ -126,7 +126,8 @@ def test_the_references_are_only_read(files):
 
 def test_the_output_directory_holds_these_files_and_no_other(run):
     assert sorted(os.listdir(run.outdir)) == [
-        "aqm000.hdf", "aqm001.hdf", "drm0000000.txt", "drm0000001.txt", "drm0010000.txt", "drm0010001.txt",
+        "aqm000.hdf", "aqm001.hdf", "checkpoint", "drm0000000.txt", "drm0000001.txt", "drm0010000.txt",
+        "drm0010001.txt",
         "history.csv", "mrefali.log", "multi_ref.hdf", "parameters.json", "poses.csv", "poses_before.csv",
         "report.html"]
 
@@ -411,7 +412,8 @@ def test_a_file_that_is_lost_within_the_run_is_one_line(files, monkeypatch, caps
     err = fail(files, monkeypatch, capsys, fault)
     stack, _, outdir = files
     lost = {"remove": outdir, "cut": stack}[fault]
-    assert re.match(f"mrefali: error: .*{lost}.*; what was finished is in {outdir}, and {stack} is as it was\n", err)
+    assert re.match(f"mrefali: error: .*{lost}.*; [01] of 2 iterations are finished in {outdir}, and {stack} is as it "
+                    "was; the same call with --resume goes on from there\n", err)
 
 
 # ---- the CTF -----------------------------------------------------------------------------------------------

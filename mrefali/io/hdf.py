@@ -8,8 +8,8 @@ ends, so all that is written here goes through :func:`_numbers`, :func:`_matrice
 import math
 import os
 import shutil
-from array import array
 import traceback
+from array import array
 from contextlib import contextmanager
 
 import h5py
