@@ -46,6 +46,7 @@ class Options:
     vanished: str
     center_limit: float | None
     quiet: bool
+    mirror: bool = True
     CTF: bool = False
     snr: float = 1.0
     max_memory: object = None
@@ -106,7 +107,8 @@ def prepare(stack, references, options, comm, poses=None):
         options = _check_options(options)
         _check_same_images(stack, references)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
-        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts)
+        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts,
+                        options.mirror)
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
         poses, assign = _read_poses(stack, poses), _read_classes(stack)

@@ -59,6 +59,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         seed of the draw that replaces a vanished class
     MPI : bool
         share the particles among the MPI ranks of mpiexec
+    mirror : bool
+        try mirrored particles too
     vanished : str, random, split or keep
         what replaces a class of fewer than four
     center_limit : float, px, above 0

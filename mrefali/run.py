@@ -71,6 +71,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Seed of the draws that replace vanished classes.
     MPI : bool
         Share the particles among MPI ranks.
+    mirror : bool
+        Try mirrored particles too.
     vanished : str
         What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
         ``split`` the worse half of the largest class, ``keep`` the reference it had.
@@ -184,7 +186,8 @@ class Aligned:
 
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
-          function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, threads=0, quiet=False):
+          function="ref_ali2d", rand_seed=1000, mirror=True, vanished="random", center_limit=None, threads=0,
+          quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -195,7 +198,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
         Where the search starts; identity if not given.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
-    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, vanished, center_limit, threads, quiet
+    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, vanished, center_limit, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
