@@ -18,7 +18,14 @@ from test_io_hdf import ordinary_user
 from mrefali import cli
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
-from mrefali.parallel import LAUNCHER_SIZES
+from mrefali.parallel import LAUNCHER_SIZES, SERIAL
+from mrefali.warmup import compile_kernels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """All is compiled, or the first run that comes as far would say that it compiles."""
+    compile_kernels(SERIAL)
 
 
 @pytest.fixture
