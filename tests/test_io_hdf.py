@@ -361,7 +361,14 @@ def test_images_beyond_imageid_max_are_not_lost_without_a_word(tmp_path, last):
         open_stack(path)
 
 
-@pytest.mark.parametrize("spoil", [b"EMAN.assign\0", b"TREE", b"HEAP", b"SNOD"])
+def test_a_header_whose_name_is_damaged_is_absent(tmp_path):
+    path = tmp_path / "damaged.hdf"
+    write_stack(path, some_images(3), [{"assign": i} for i in range(3)])
+    path.write_bytes(path.read_bytes().replace(b"EMAN.assign\0", b"\xff" * 12))
+    assert open_stack(path).column("assign") == [None] * 3
+
+
+@pytest.mark.parametrize("spoil", [b"TREE", b"HEAP", b"SNOD"])
 def test_what_hdf5_cannot_read_is_one_line(tmp_path, spoil):
     path = tmp_path / "damaged.hdf"
     write_stack(path, some_images(3), [{"assign": i} for i in range(3)])
