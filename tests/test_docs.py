@@ -1,7 +1,8 @@
-"""docs/commands.md has every command, word for word as the program prints it, and what it tells people to do works."""
+"""docs/commands.md has every command, word for word as the program prints it; what pages tell people to do works."""
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,61 @@ def test_every_word_of_a_call_with_mpi_is_accepted(line):
 def test_the_script_for_slurm_is_one_of_the_calls():
     assert len(MPI_CALLS) == 2
     assert "--max_memory=7GB" in MPI_CALLS[1]
+
+
+# ---- all pages
+
+PAGES = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+GUIDES = ["from_cryosparc.md", "from_relion.md", "from_sparx.md", "method.md", "troubleshooting.md"]
+PROGRAMS = {"sxmref_ali2d.py": "mref_ali2d", "sxheader.py": "header", "sxtransform2d.py": "transform2d"}
+GUIDE_CALLS = sorted({line for name in GUIDES for line in
+                      [line for text in blocks(PAGES[name], "console") for line in text.splitlines()]
+                      + re.findall(r"`([^`\n]+)`", PAGES[name])
+                      if re.match(r"(mrefali|sx\w+\.py) .", line)} - {"mrefali mref_ali2d", "mrefali convert"})
+
+
+@pytest.mark.parametrize("line", GUIDE_CALLS)
+def test_every_word_of_a_call_in_the_guides_is_accepted(line):
+    program, *words = shlex.split(line)
+    name = PROGRAMS.get(program) or words.pop(0)
+    command = {command.__name__: command for command in commands.COMMANDS}[name]
+    texts = cli.match_words(command, program, words)
+    assert len(texts) == len(words)
+    assert texts.keys() <= cli.build_job(command, texts).values.arguments.keys()
+
+
+def test_the_guides_have_calls():
+    assert {name for name in GUIDES if "```console" in PAGES[name]} == {
+        "from_cryosparc.md", "from_relion.md", "from_sparx.md"}
+    assert len(GUIDE_CALLS) > 12
+
+
+def test_options_named_in_the_guides_exist():
+    options = {name.removesuffix("_") for command in commands.COMMANDS
+               for name in inspect.signature(command).parameters}
+    assert set(re.findall(r"`--([A-Za-z]\w*)", "".join(PAGES[name] for name in GUIDES))) <= options
+
+
+def test_every_option_of_the_original_is_in_its_guide():
+    original = {"ir", "ou", "rs", "xr", "yr", "ts", "center", "maxit", "CTF", "snr", "function", "rand_seed", "MPI"}
+    rows = re.findall(r"^\| (`--.*?) \|", PAGES["from_sparx.md"], flags=re.MULTILINE)
+    assert set(re.findall(r"--(\w+)", "".join(rows))) == original
+
+
+def test_messages_quoted_are_the_programs():
+    source = "".join(path.read_text() for path in (DOCS.parent / "mrefali").rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", source).replace("%%", "%")
+    text = " ".join(PAGES["troubleshooting.md"].split())
+    quoted = [part.strip() for message in re.findall(r'"([^"]+)"', text) for part in message.split("...")]
+    assert len(quoted) > 25
+    assert [part for part in quoted if part not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^):]+)\)", PAGES[page]):
+        name, _, place = link.partition("#")
+        assert not name or (DOCS / name).is_file(), link
+        if place:
+            headings = re.findall(r"^#+ (.+)$", PAGES[name or page], flags=re.MULTILINE)
+            assert place in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
