@@ -5,9 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 USER := .venv/installed-for-users
 DEVELOPER := .venv/installed-for-developers
+WRITER := .venv/installed-for-writers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all unjitted coverage check bench notebooks picture clean ci
+.PHONY: help demo test test-all unjitted coverage check bench notebooks picture docs clean ci
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +52,11 @@ picture: $(DEVELOPER)  ## make the README's pictures anew
 	$(BIN)/python docs/make_picture.py
 	$(BIN)/python docs/make_screenshot.py
 
+docs: $(WRITER)  ## the pages of docs/ and the reference from the docstrings; in docs/_build/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env -b html docs docs/_build
+
 clean:  ## remove what was made, but not .venv
-	rm -rf demo build dist htmlcov .coverage .benchmarks .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf demo build dist docs/_build htmlcov .coverage .benchmarks .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find mrefali tests benchmarks notebooks docs -name __pycache__ -prune -exec rm -rf {} +
 
 ci: check test unjitted notebooks  ## all that must pass
@@ -62,6 +66,10 @@ $(BIN)/python:
 
 $(USER): setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[viz]'
+	touch $@
+
+$(WRITER): setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 $(DEVELOPER): setup.cfg pyproject.toml | $(BIN)/python

@@ -193,3 +193,16 @@ def test_links_of_a_page_lead_somewhere(page):
         if place:
             headings = re.findall(r"^#+ (.+)$", PAGES[name or page], flags=re.MULTILINE)
             assert place in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings}, link
+
+
+def test_every_page_is_in_the_index_and_linked_from_the_readme():
+    index = set(re.search(r"```{toctree}\n(?::.*\n)*\n(.*?)```", PAGES["index.md"], flags=re.DOTALL)[1].split())
+    assert {f"{name}.md" for name in index} == PAGES.keys() - {"index.md"}
+    readme = (DOCS.parent / "README.md").read_text()
+    assert [name for name in GUIDES if f"](docs/{name})" not in readme] == []
+
+
+def test_the_reference_has_all_that_the_package_gives():
+    listed = set(re.findall(r"auto(?:function|class):: mrefali\.\w+\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE))
+    assert listed == set(mrefali.__all__) - {"__version__", "InputError", "RunFailed"}
+    assert ".. automodule:: mrefali.errors\n" in PAGES["api.md"]
