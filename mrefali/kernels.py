@@ -874,3 +874,242 @@ def add_to_classes(moved, assign, half, unit, sums):
             target, source = sums[assign[i], half[i], row], moved[i, row]
             for column in range(moved.shape[2]):
                 target[column] += np.int64(np.rint(source[column] / unit))
+
+
+# --- continuous refinement: Gauss and Newton on the correlation, the reference being a cubic spline
+
+
+#: A refinement ends when a step moves no pixel of the disc by this many px along x or y, or after so many evaluations.
+SETTLED_PX, EVALUATIONS = 0.05, 5
+
+
+@lane_njit
+def spline_row(coefficients, width, x, y, dx, dy, count, value, slope_x, slope_y):
+    """Value and slopes of a cubic spline at ``count`` places in a line.
+
+    Parameters
+    ----------
+    coefficients : (height * width,) float32
+        B-spline coefficients, row after row; the places are at least 1 px inside their edges, 2 px on the far ones.
+    x, y : float32, px
+        The first place, in columns and rows of the coefficients.
+    dx, dy : float32, px
+        From one place to the next.
+    value, slope_x, slope_y : (at least count,) float32
+        Filled in.
+    """
+    sixth, half = np.float32(1 / 6), np.float32(0.5)
+    one, two, three, four = np.float32(1), np.float32(2), np.float32(3), np.float32(4)
+    for i in range(np.uint64(count)):
+        at_x, at_y = x + np.float32(i) * dx, y + np.float32(i) * dy
+        column, row = np.int32(at_x), np.int32(at_y)
+        u, v = at_x - np.float32(column), at_y - np.float32(row)
+        a, b = one - u, one - v
+        x0, x3 = a * a * a * sixth, u * u * u * sixth
+        x1 = (three * u * u * (u - two) + four) * sixth
+        x2 = one - x0 - x1 - x3
+        s0, s3 = -half * a * a, half * u * u
+        s1 = half * u * (three * u - four)
+        s2 = -s0 - s1 - s3
+        y0, y3 = b * b * b * sixth, v * v * v * sixth
+        y1 = (three * v * v * (v - two) + four) * sixth
+        y2 = one - y0 - y1 - y3
+        t0, t3 = -half * b * b, half * v * v
+        t1 = half * v * (three * v - four)
+        t2 = -t0 - t1 - t3
+        k = np.uint64((row - 1) * width + column - 1)
+        k1, k2, k3 = k + width, k + np.uint64(2 * width), k + np.uint64(3 * width)
+        c = coefficients
+        p0 = x0 * c[k] + x1 * c[k + 1] + x2 * c[k + 2] + x3 * c[k + 3]
+        p1 = x0 * c[k1] + x1 * c[k1 + 1] + x2 * c[k1 + 2] + x3 * c[k1 + 3]
+        p2 = x0 * c[k2] + x1 * c[k2 + 1] + x2 * c[k2 + 2] + x3 * c[k2 + 3]
+        p3 = x0 * c[k3] + x1 * c[k3 + 1] + x2 * c[k3 + 2] + x3 * c[k3 + 3]
+        q0 = s0 * c[k] + s1 * c[k + 1] + s2 * c[k + 2] + s3 * c[k + 3]
+        q1 = s0 * c[k1] + s1 * c[k1 + 1] + s2 * c[k1 + 2] + s3 * c[k1 + 3]
+        q2 = s0 * c[k2] + s1 * c[k2 + 1] + s2 * c[k2 + 2] + s3 * c[k2 + 3]
+        q3 = s0 * c[k3] + s1 * c[k3 + 1] + s2 * c[k3 + 2] + s3 * c[k3 + 3]
+        value[i] = y0 * p0 + y1 * p1 + y2 * p2 + y3 * p3
+        slope_x[i] = y0 * q0 + y1 * q1 + y2 * q2 + y3 * q3
+        slope_y[i] = t0 * p0 + t1 * p1 + t2 * p2 + t3 * p3
+
+
+@lane_njit
+def add_row_sums(g, f, fx, fy, x, y, dx, dy, r_sq, r_sq_slope, least_sq, count, sums):
+    """Add to ``sums`` (21,) float64 one row: pixels; g, f, p, q, a and all their products, two and two.
+
+    p and q are the slopes of the reference, a = p y - q x its change with the angle; pixel i lies at
+    (x + i dx, y + i dy) of the reference, and at the squared distance r_sq + i (r_sq_slope + i) from the middle of the
+    disc, which takes those from ``least_sq`` on. All numbers are float32.
+    """
+    zero = np.float32(0)
+    n, sg, sf, sp, sq, sa = zero, zero, zero, zero, zero, zero
+    gg, gf, gp, gq, ga = zero, zero, zero, zero, zero
+    ff, fp, fq, fa, pp, pq, pa, qq, qa, aa = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(np.uint64(count)):
+        at = np.float32(i)
+        w = np.float32(1) if r_sq + at * (r_sq_slope + at) >= least_sq else zero
+        h, e, p, q = w * g[i], w * f[i], w * fx[i], w * fy[i]
+        a = p * (y + at * dy) - q * (x + at * dx)
+        n += w
+        sg += h
+        sf += e
+        sp += p
+        sq += q
+        sa += a
+        gg += h * h
+        gf += h * e
+        gp += h * p
+        gq += h * q
+        ga += h * a
+        ff += e * e
+        fp += e * p
+        fq += e * q
+        fa += e * a
+        pp += p * p
+        pq += p * q
+        pa += p * a
+        qq += q * q
+        qa += q * a
+        aa += a * a
+    row = (n, sg, sf, sp, sq, sa, gg, gf, gp, gq, ga, ff, fp, fq, fa, pp, pq, pa, qq, qa, aa)
+    for k in range(21):
+        sums[k] += row[k]
+
+
+@njit(cache=True)
+def _disc_sums(image, matrix, middle, inner_radius, outer_radius, coefficients, margin, rows, sums):
+    """Sums of :func:`add_row_sums` over the pixels of the particle that lie in the disc about ``middle``.
+
+    ``matrix`` (2, 3) carries a pixel, from the centre, onto the reference.
+    """
+    n = image.shape[0]
+    c, width = n // 2, n + 2 * margin
+    sums[:] = 0.0
+    for j in range(max(0, int(np.ceil(c + middle[1] - outer_radius))),
+                   min(n - 1, int(np.floor(c + middle[1] + outer_radius))) + 1):
+        dy = j - c - middle[1]
+        chord = np.sqrt(max(0.0, outer_radius * outer_radius - dy * dy))
+        first = max(0, int(np.ceil(c + middle[0] - chord)))
+        count = min(n - 1, int(np.floor(c + middle[0] + chord))) + 1 - first
+        if count <= 0:
+            continue
+        x, y = first - c, j - c
+        u = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+        v = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+        du, dv = np.float32(matrix[0, 0]), np.float32(matrix[1, 0])
+        spline_row(coefficients, width, np.float32(u + c + margin), np.float32(v + c + margin), du, dv, count,
+                   rows[0], rows[1], rows[2])
+        dx = x - middle[0]
+        add_row_sums(image[j, first:], rows[0], rows[1], rows[2], np.float32(u), np.float32(v), du, dv,
+                     np.float32(dx * dx + dy * dy), np.float32(2 * dx), np.float32(inner_radius * inner_radius), count,
+                     sums)
+
+
+@njit(cache=True)
+def _step(sums, step):
+    """The step of Gauss and Newton that the sums ask for, into ``step`` (x, y px, radians), and the correlation.
+
+    The particle is the reference, times a height, plus a constant, both fitted. The step is 0 where the sums do not
+    tell one: a particle or a reference without contrast, or one that is the other's negative.
+
+    Returns
+    -------
+    correlation : float
+        -2 where there is none.
+    deviation : float
+        Of the reference.
+    """
+    n = max(sums[0], 1.0)
+    mean_g, mean_f, means = sums[1] / n, sums[2] / n, sums[3:6] / n
+    gg, gf, ff = sums[6] / n - mean_g**2, sums[7] / n - mean_g * mean_f, sums[11] / n - mean_f**2
+    step[:] = 0.0
+    if not (gg > 0.0 and ff > 0.0):
+        return -2.0, 0.0
+    height = gf / ff
+    fd = sums[12:15] / n - mean_f * means
+    b = sums[8:11] / n - mean_g * means - height * fd
+    k, m = 15, np.empty((3, 3))
+    for i in range(3):
+        for j in range(i, 3):
+            m[i, j] = m[j, i] = height * (sums[k] / n - means[i] * means[j] - fd[i] * fd[j] / ff)
+            k += 1
+    cofactors = np.array([m[1, 1] * m[2, 2] - m[1, 2] ** 2, m[0, 2] * m[1, 2] - m[0, 1] * m[2, 2],
+                          m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]])
+    determinant = (m[0] * cofactors).sum()
+    if height > 0.0 and determinant > 1e-9 * m[0, 0] * m[1, 1] * m[2, 2]:
+        step[0] = (cofactors * b).sum() / determinant
+        step[1] = (cofactors[1] * b[0] + (m[0, 0] * m[2, 2] - m[0, 2] ** 2) * b[1]
+                   + (m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]) * b[2]) / determinant
+        step[2] = (cofactors[2] * b[0] + (m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]) * b[1]
+                   + (m[0, 0] * m[1, 1] - m[0, 1] ** 2) * b[2]) / determinant
+    return gf / np.sqrt(gg * ff), np.sqrt(ff)
+
+
+@njit(cache=True)
+def _moved(matrix, step, moved):
+    """``matrix`` (2, 3), then a rotation and a shift by ``step``, into ``moved``."""
+    c, s = np.cos(step[2]), np.sin(step[2])
+    moved[0] = c * matrix[0] + s * matrix[1]
+    moved[1] = c * matrix[1] - s * matrix[0]
+    moved[0, 2] += step[0]
+    moved[1, 2] += step[1]
+
+
+@njit(cache=True)
+def _largest_move(step, radius):
+    return max(abs(step[0]), abs(step[1]), radius * abs(step[2]))
+
+
+@njit(cache=True)
+def _sharpen_one(image, matrix, inner_radius, outer_radius, farthest, coefficients, margin, rows):
+    """As :func:`sharpen` for one particle: ``matrix`` (2, 3) in place; returns the peak."""
+    first, second = matrix[0].copy(), matrix[1].copy()
+    middle = np.array([-(first[i] * first[2] + second[i] * second[2]) for i in range(2)])
+    sums, next_step, trial = np.empty(21), np.empty(3), matrix.copy()
+    step, way = np.zeros(3), np.zeros(3)
+    best, peak = -2.0, 0.0
+    for _ in range(EVALUATIONS):
+        _disc_sums(image, trial, middle, inner_radius, outer_radius, coefficients, margin, rows, sums)
+        correlation, deviation = _step(sums, next_step)
+        if correlation > best:
+            best, peak = correlation, correlation * deviation * sums[0]
+            matrix[:] = trial
+            way += step
+            step[:] = next_step
+        else:  # too far: half the way from the best place yet
+            step *= 0.5
+        if _largest_move(way + step, outer_radius) > farthest:
+            break
+        _moved(matrix, step, trial)
+        if _largest_move(step, outer_radius) < SETTLED_PX:
+            matrix[:] = trial
+            break
+    return peak
+
+
+@njit(parallel=True, cache=True)
+def sharpen(images, matrices, assign, inner_radius, outer_radius, farthest, coefficients, margin, peak):
+    """Poses about the present ones at which particles correlate best with their references, each by itself.
+
+    The correlation is the normalised one over the pixels that lie, in the present pose, at least ``inner_radius`` and
+    at most ``outer_radius`` from the middle of the reference. A step that lowers it is halved.
+
+    Parameters
+    ----------
+    images : (n_particles, n, n) float32
+    matrices : (n_particles, 2, 3) float64
+        Carry x, y of a particle onto the reference, both from the centre pixel; refined in place.
+    assign : (n_particles,) int
+        The reference of each.
+    inner_radius, outer_radius : float, px
+    farthest : float, px
+        A step that leads shift, or the rim of the disc, farther than this from the present pose is not taken.
+    coefficients : (n_references, (n + 2 margin)**2) float32
+        Of cubic B-splines, the references having ``margin`` px round them: more than twice ``farthest``, and 2.
+    peak : (n_particles,) float64
+        Filled in: sum over the disc of reference times particle, that being of mean 0 and deviation 1 there.
+    """
+    for i in prange(images.shape[0]):
+        rows = np.empty((3, images.shape[2]), np.float32)
+        peak[i] = _sharpen_one(images[i], matrices[i], inner_radius, outer_radius, farthest, coefficients[assign[i]],
+                               margin, rows)
