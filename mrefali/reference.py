@@ -27,10 +27,14 @@ CENTERINGS = {
     -1: "mean shift of the class",
     2: "correlation with the mask",
     3: "correlation with the average's own rotational average",
+    4: "phase centre of the power, within a dead band",
 }
 
 #: A centring that is repeated ends when it moves by less, in px, or after so many rounds.
 CENTERED_PX, CENTERING_ROUNDS = 0.1, 20
+
+#: An average whose power is centred to within this distance, in px, stays where it is with ``center=4``.
+DEAD_BAND_PX = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,17 @@ def phase_center(image):
     return np.array([np.angle(image.sum(axis=axis) @ wave) * n / (2 * np.pi) for axis in (0, 1)])
 
 
+def power_center(image, mask):
+    """Phase centre of gravity (x, y), in px, of the squared deviation from the background, outside the mask.
+
+    What is not cut out by a mask moves with the image, pixel for pixel, and even noise adds nothing to it. Bright or
+    dark makes no difference.
+    """
+    outside = mask < 0.5
+    background = image[outside].mean() if outside.any() else image.mean()
+    return phase_center((image - background) ** 2)
+
+
 def find_center(image, mask, center):
     """Centre (x, y) in px from the centre pixel that ``center`` asks for, see ``CENTERINGS``.
 
@@ -128,6 +143,9 @@ def find_center(image, mask, center):
         return np.zeros(2)
     if center == 1:
         return phase_center(image)
+    if center == 4:
+        place = power_center(image, mask)
+        return place if np.hypot(*place) > DEAD_BAND_PX else np.zeros(2)
     depth = mask_depth(mask)
     place = np.zeros(2)
     for _ in range(CENTERING_ROUNDS):
@@ -227,8 +245,8 @@ def ref_symmetry(mask, center, average, frc, order):
 
 def _prepare(mask, center, average, low_pass_filter):
     reference = _filtered((average - average[mask > 0.5].mean()) * mask, low_pass_filter)
-    by_correlation = np.isscalar(center) and center in (2, 3)
-    place = find_center(_filtered(average, low_pass_filter) if by_correlation else reference, mask, center)
+    whole = np.isscalar(center) and center in (2, 3, 4)
+    place = find_center(_filtered(average, low_pass_filter) if whole else reference, mask, center)
     return (fourier_shift(reference, -place) if place.any() else reference), -place, low_pass_filter
 
 
