@@ -36,6 +36,7 @@ check: $(DEVELOPER)  ## style, and which module may import which
 
 bench: $(DEVELOPER)  ## time and memory of searches and runs, beside the original's; some five minutes
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/subpixel.py
 	$(BIN)/python benchmarks/product.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/iteration.py

@@ -124,7 +124,7 @@ def facts(plan, options):
     with_file = {"function_file": _checksum(_read_bytes(file))} if file.endswith(".py") else {}
     sampled = np.unique(np.linspace(0, stack.n_images - 1, SAMPLED).astype(int)).tolist()
     return {
-        **{name: getattr(value, "item", lambda value=value: value)() for name, value in given.items()},
+        **{name: _plain(value) for name, value in given.items()},
         "ou": search.outer_radius, "function": function, **with_file,
         "references": _checksum(plan.references),
         "mask": None if options.mask is None else _checksum(plan.settings.mask),
@@ -132,6 +132,11 @@ def facts(plan, options):
         "headers": _checksum(_headers(stack, sampled), *_ctf(plan.particles)),
         "pixels": _checksum(stack.read_at(sampled)),
     }
+
+
+def _plain(value):
+    """A number or text of an option as JSON gives it back; a tuple, or list, has one number a stage."""
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else getattr(value, "item", lambda: value)()
 
 
 def _read_bytes(path):
@@ -180,7 +185,7 @@ def check_same(outdir, checkpoint, now, headers):
     """Raise InputError unless a run of the facts ``now`` may go on from ``checkpoint``.
 
     More iterations may be asked for than at first, or fewer, but not fewer than are finished; auto-stop (``maxit=0``)
-    stays as it was.
+    stays as it was, and so does the number where the stage, or the low-pass, of an iteration depends on it.
 
     Parameters
     ----------
@@ -197,7 +202,10 @@ def check_same(outdir, checkpoint, now, headers):
     if headers not in checkpoint.headers:
         differing.append("xform.align2d or assign of the stack")
     maxit, finished = now["maxit"], checkpoint.state.number + 1
-    if (maxit == 0) != (then["maxit"] == 0) or 0 < maxit < finished:
+    fixed = now["lowpass"] is not None or any(isinstance(now[name], list) for name in ("xr", "yr", "ts"))
+    if fixed and maxit != then["maxit"]:
+        differing.append(f"maxit={maxit} (was {then['maxit']}, and the stages or the low-pass go by it)")
+    elif (maxit == 0) != (then["maxit"] == 0) or 0 < maxit < finished:
         differing.append(f"maxit={maxit} (was {then['maxit']}, and {finished} iterations are finished)")
     if differing:
         raise InputError(f"{outdir} cannot be resumed, since these are not as they were: {'; '.join(differing)}: give "

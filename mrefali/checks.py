@@ -13,7 +13,8 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, ctf, geometry, memory, parallel, reference
+from mrefali import average, ctf, geometry, memory, parallel, reference, sharpening
+from mrefali.band import Band
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
 from mrefali.io import open_stack
@@ -36,9 +37,9 @@ class Options:
     ir: int
     ou: int
     rs: int
-    xr: float
-    yr: float
-    ts: float
+    xr: float | tuple
+    yr: float | tuple
+    ts: float | tuple
     center: int
     maxit: int
     function: object
@@ -50,6 +51,10 @@ class Options:
     CTF: bool = False
     snr: float = 1.0
     max_memory: object = None
+    subpixel: bool = False
+    local: bool = False
+    lowpass: float | None = None
+    highpass: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Plan:
         Where the search starts.
     assign : (n_particles,) int64 or None
         The classes in the headers; None where an image has none.
+    classes : (n_particles,) int64 or None
+        The class that each particle is refined against, where nothing is searched.
     settings : Settings
     n_bytes : int
         Memory that this rank will take.
@@ -73,6 +80,7 @@ class Plan:
     references: np.ndarray
     poses: np.ndarray
     assign: np.ndarray | None
+    classes: np.ndarray | None
     settings: Settings
     n_bytes: int
 
@@ -107,38 +115,90 @@ def prepare(stack, references, options, comm, poses=None):
         options = _check_options(options)
         _check_same_images(stack, references)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
-        search = Search(stack.box, options.ir, ou, options.rs, options.xr, options.yr, options.ts,
-                        options.mirror)
+        search, *finer = (Search(stack.box, options.ir, ou, options.rs, *stage, options.mirror)
+                          for stage in _stages(options.xr, options.yr, options.ts))
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
         poses, assign = _read_poses(stack, poses), _read_classes(stack)
+        classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
         of_stack = _read_ctf(stack, options.snr) if options.CTF else None
         images = references.read(0, references.n_images)
     compile_kernels(comm)
     with comm.agreeing():
         _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
         others = memory.without_blocks(stack.n_images, len(images), stack.box) + options.CTF * ctf.KERNEL_BYTES
+        others += (options.subpixel or options.local) * sharpening.spline_bytes(len(images), stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = _scan_pixels(particles, *comm.share(particles.n_images))
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         max(comm.all_values(largest)), options.snr, options.vanished, options.center_limit,
-                        options.quiet)
+                        options.quiet, tuple(finer), options.subpixel, options.local)
+    band = Band(options.lowpass, options.highpass, settings.most_iterations)
     n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
-    return Plan(particles, images, poses, assign, settings, n_bytes)
+    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes)
 
 
 def _check_options(options):
     """Those that need no file, with each number as what it stands for."""
     numbers = {name: whole_number(name, getattr(options, name))
                for name in ("ir", "ou", "rs", "center", "maxit", "rand_seed")}
-    numbers |= {name: real_number(name, getattr(options, name)) for name in ("xr", "yr", "ts", "snr")}
+    numbers["snr"] = real_number("snr", options.snr)
+    numbers |= {name: _real_numbers(name, getattr(options, name)) for name in ("xr", "yr", "ts")}
+    numbers |= {name: _frequency(name, getattr(options, name)) for name in ("lowpass", "highpass")}
     if options.max_memory is not None:
         numbers["max_memory"] = memory.parse_size("max_memory", options.max_memory)
     options = dataclasses.replace(options, **numbers)
     _check_choices(options.center, options.maxit, options.snr, options.vanished, options.center_limit)
+    if None not in (options.lowpass, options.highpass) and options.highpass >= options.lowpass:
+        raise InputError(f"highpass={options.highpass:g} is not below lowpass={options.lowpass:g}, which leaves "
+                         "nothing to align by: give a lower highpass, or a higher lowpass")
     return options
+
+
+def _real_numbers(name, value):
+    """A number, or one for each stage, as a tuple of float."""
+    if isinstance(value, (list, tuple)) and value:
+        return tuple(real_number(name, number) for number in value)
+    return (real_number(name, value),)
+
+
+def _frequency(name, value):
+    if value is not None and not 0 < real_number(name, value) <= 0.5:
+        raise InputError(f"{name}={value} is not allowed: give a frequency in 1/px above 0 to 0.5")
+    return value
+
+
+def _stages(xr, yr, ts):
+    """(xr, yr, ts) of each stage; a single number serves all stages."""
+    n_stages = max(len(xr), len(yr), len(ts))
+    for name, values in (("xr", xr), ("yr", yr), ("ts", ts)):
+        if len(values) not in (1, n_stages):
+            raise InputError(f"{name}={' '.join(f'{v:g}' for v in values)} has {len(values)} stages, but xr, yr and ts "
+                             f"together {n_stages}: give {n_stages} numbers, or one for all stages")
+    return zip(*(values * (n_stages // len(values)) for values in (xr, yr, ts)), strict=True)
+
+
+def _classes_to_refine(stack, references, poses, assign):
+    """The class of each particle: that in the headers, or class 0 where there is one reference, (n_images,) int64."""
+    far = np.flatnonzero(np.abs(geometry.inverse_shift(poses)).max(axis=1) > stack.box / 2)
+    if far.size:
+        raise InputError(f"{stack.path}: image {far[0]} has a pose (sx {poses['sx'][far[0]]:g}, sy "
+                         f"{poses['sy'][far[0]]:g}) that puts its centre outside the image: align it first, or set it "
+                         "with mrefali header")
+    if references.n_images == 1:
+        return np.zeros(stack.n_images, np.int64)
+    if assign is None:
+        raise InputError(f"{stack.path}: an image has no header assign, its class among the {references.n_images} "
+                         f"references of {references.path}: align the stack with mrefali mref_ali2d first, or give one "
+                         "reference")
+    wrong = np.flatnonzero((assign < 0) | (assign >= references.n_images))
+    if wrong.size:
+        raise InputError(f"{stack.path}: image {wrong[0]} has assign={assign[wrong[0]]}, but {references.path} holds "
+                         f"{references.n_images} references, 0 to {references.n_images - 1}: give those that the stack "
+                         "was aligned to")
+    return assign
 
 
 def _read_poses(stack, poses):

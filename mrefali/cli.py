@@ -24,11 +24,21 @@ from mrefali.commands import COMMANDS, header, mref_ali2d, transform2d
 from mrefali.errors import REFUSALS, InputError, RunFailed, Stopped, one_line
 from mrefali.signals import stopping
 
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+
+
+def _read_numbers(text):
+    """A float, or a list of several."""
+    numbers = [float(word) for word in re.split("[ ,]+", text)]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 Kind = namedtuple("Kind", "placeholder allowed pattern read")
 #: How a value is written in the help, said in an error, recognised and read, by its parameter's annotation.
 KINDS = {
     int: Kind("INT", "a whole number", r"[+-]?[0-9]{1,18}", int),
-    float: Kind("NUMBER", "a finite number", r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", float),
+    float: Kind("NUMBER", "a finite number", NUMBER, float),
+    tuple: Kind("NUMBERS", "a finite number or one a stage, in quotes", f"{NUMBER}([ ,]+{NUMBER})*", _read_numbers),
     bool: Kind("1|0", "True or False, yes or no, 1 or 0", r"(?i:true|false|yes|no|1|0)",
                lambda text: text.lower() in ("true", "yes", "1")),
     str: Kind("TEXT", "a text", r"(?s:.+)", str),
@@ -335,7 +345,8 @@ def _default(parameter):
         return "default 1" if parameter.default else "default off"
     if parameter.default in (None, ""):
         return ""
-    return f"default {parameter.default:g}" if parameter.annotation is float else f"default {parameter.default}"
+    is_number = parameter.annotation in (float, tuple)
+    return f"default {parameter.default:g}" if is_number else f"default {parameter.default}"
 
 
 def _usage(command, program):

@@ -9,10 +9,11 @@ from mrefali.errors import InputError
 
 
 def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
-               ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0,
-               ts: float = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
+               ir: int = 1, ou: int = -1, rs: int = 1, xr: tuple = 0.0, yr: tuple = 0.0,
+               ts: tuple = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
-               mirror: bool = True, vanished: str = "random", center_limit: float = None,
+               mirror: bool = True, subpixel: bool = False, lowpass: float = None, highpass: float = None,
+               vanished: str = "random", center_limit: float = None,
                threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
                live: bool = False, resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """Align the particles of a stack to several references and average each class.
@@ -39,16 +40,16 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         last ring; -1 stands for n//2 - 2
     rs : int, px, at least 1
         step from ring to ring
-    xr : float, px, at least 0
-        search in x, from -xr to xr
-    yr : float, px, at least 0
-        search in y, from -yr to yr
-    ts : float, px, at least 0.01
-        step of the search; may be below 1
-    center : int, -1 to 3
-        0 none, 1 phase centre, -1 mean shift, 2 mask, 3 own rotations
+    xr : tuple, px, at least 0
+        search in x, from -xr to xr; or one a stage
+    yr : tuple, px, at least 0
+        search in y, from -yr to yr; or one a stage
+    ts : tuple, px, at least 0.01
+        step of the search, may be below 1; or one a stage
+    center : int, -1 to 4
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own rotations, 4 power
     maxit : int, at least 0
-        iterations; 0 is at most 10, ended when the criterion falls
+        iterations a stage; 0 is at most 10, ended when the criterion falls
     CTF : bool
         weight by the CTF in the headers
     snr : float, above 0
@@ -61,6 +62,12 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         share the particles among the MPI ranks of mpiexec
     mirror : bool
         try mirrored particles too
+    subpixel : bool
+        refine what the search finds continuously in shift and angle
+    lowpass : float, 1/px, above 0 to 0.5
+        for the alignment alone; opens with the iterations
+    highpass : float, 1/px, above 0 to 0.5
+        for the alignment alone
     vanished : str, random, split or keep
         what replaces a class of fewer than four
     center_limit : float, px, above 0
@@ -87,13 +94,88 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5
     mrefali mref_ali2d stack.hdf refs.hdf out mask.hdf --ou=27 --xr=3 --yr=3 --CTF --snr=0.3
     mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5 --resume
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=25 --xr="4 2" --yr="4 2" --ts="2 1" --subpixel
     """
     from mrefali.run import mref_ali2d
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-               rand_seed, MPI, mirror=mirror, vanished=vanished, center_limit=center_limit, threads=threads,
-               max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume, save_every=save_every,
-               write_back=write_back)
+               rand_seed, MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass, highpass=highpass, vanished=vanished,
+               center_limit=center_limit, threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live,
+               resume=resume, save_every=save_every, write_back=write_back)
+
+
+def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
+                ir: int = 1, ou: int = -1, center: int = 4, maxit: int = 10, CTF: bool = False,
+                snr: float = 1.0, function: str = "ref_ali2d", lowpass: float = None,
+                highpass: float = None, center_limit: float = None, MPI: bool = False,
+                threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
+                live: bool = False, resume: bool = False, save_every: int = 0,
+                write_back: str = "journal"):
+    """Refine poses continuously about their present values, each particle against its class.
+
+    The poses and classes in the headers of STACK (xform.align2d, assign) are where it starts; class and mirror
+    stay. With one image in REFS all particles are refined against that. A pose moves at most 2 px in an
+    iteration. Output is that of mref_ali2d; a class of fewer than four particles keeps its reference.
+
+    Parameters
+    ----------
+    stack : str
+        particles: square 2-D images with xform.align2d and assign in their headers
+    refs : str
+        references that assign counts, or one for all; of the same box size
+    outdir : str
+        directory for the results; made here, must not exist unless resumed
+    mask : str
+        mask for normalisation and criterion; without it a disc of radius ou
+    ir : int, px, 1 to ou
+        inner radius of the pixels compared
+    ou : int, px, ir to below n/2 - 1, or -1
+        outer radius; -1 stands for n//2 - 2
+    center : int, -1 to 4
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own rotations, 4 power
+    maxit : int, at least 0
+        iterations; 0 is at most 10, ended when the criterion falls
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    function : str, or FILE.py:NAME
+        makes references of averages
+    lowpass : float, 1/px, above 0 to 0.5
+        for the alignment alone; opens with the iterations
+    highpass : float, 1/px, above 0 to 0.5
+        for the alignment alone
+    center_limit : float, px, above 0
+        an average whose centre lies farther out is left where it is
+    MPI : bool
+        share the particles among the MPI ranks of mpiexec
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    max_memory : str, such as 4GB
+        memory each process may take; fewer particles are read at a time to keep to it
+    quiet : bool
+        print warnings only
+    check : bool
+        validate, print estimates, stop
+    live : bool
+        write report.html after every iteration, not only at the end
+    resume : bool
+        go on with the run that the same call began
+    save_every : int, at least 0
+        write headers after every so many iterations too; 0: at the end
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
+
+    Examples
+    --------
+    mrefali local_ali2d stack.hdf out/multi_ref.hdf refined --ou=27 --maxit=3
+    """
+    from mrefali.run import local_ali2d
+
+    local_ali2d(stack, refs, outdir, mask, ir=ir, ou=ou, center=center, maxit=maxit, CTF=CTF, snr=snr,
+                function=function, lowpass=lowpass, highpass=highpass, center_limit=center_limit, MPI=MPI,
+                threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume,
+                save_every=save_every, write_back=write_back)
 
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
@@ -429,4 +511,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, simulate, demo, info, header, transform2d, convert, select, recenter, report, watch, montage)
+COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, info, header, transform2d, convert, select, recenter, report,
+            watch, montage)

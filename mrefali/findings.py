@@ -38,7 +38,8 @@ class Borders:
 def borders(run, axis):
     """``Borders`` of the search of a run, ``axis`` 0 for x and 1 for y."""
     p = run.parameters
-    half, step = p[("xrng", "yrng")[axis]], p["step"]
+    # of the first stage; a local refinement searches nothing
+    half, step = (np.ravel(p.get(*name))[0] for name in ((("xrng", "yrng")[axis], 0.0), ("step", 1.0)))
     cut = np.array(geometry.search_range(half, 0.0, run.box, p["outer_radius"]))
     limit = np.array(geometry.search_range(np.inf, 0.0, run.box, p["outer_radius"]))
     return Borders(whole_steps(cut, step) * step * [-1, 1], limit * [-1, 1], float(step))

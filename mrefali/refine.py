@@ -6,14 +6,16 @@ references of the sums. There is one loop; a serial run has one rank.
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mrefali import average, geometry, signals
+from mrefali.aligner import Aligner
+from mrefali.band import Band
 from mrefali.classes import update_classes
 from mrefali.progress import progress
-from mrefali.search import Alignments, Search, align, ring_spectra
+from mrefali.search import Alignments, Search
 
 #: Iterations at most where ``maxit=0`` asks for auto-stop.
 AUTO_STOP_ITERATIONS = 10
@@ -26,11 +28,12 @@ class Settings:
     Attributes
     ----------
     search : Search
+        Of the first stage.
     mask : (n, n) float32
     center : int
         See ``reference.CENTERINGS``.
     maxit : int
-        Iterations; 0 means at most ten, ended when the criterion falls.
+        Iterations of a stage; 0 means at most ten, ended when the criterion falls.
     function : callable
         See :mod:`mrefali.reference`.
     rand_seed : int
@@ -43,6 +46,14 @@ class Settings:
     center_limit : float or None, px
         An average whose centre lies farther out is not moved.
     quiet : bool
+    finer : tuple of Search
+        Of the stages that follow.
+    subpixel : bool
+        Whether what the search finds is refined continuously.
+    local : bool
+        Refine the poses that there are, each against its class, and search nothing.
+    band : Band
+        What the alignment sees of the references.
     """
 
     search: Search
@@ -56,6 +67,20 @@ class Settings:
     vanished: str = "random"
     center_limit: float | None = None
     quiet: bool = False
+    finer: tuple = ()
+    subpixel: bool = False
+    local: bool = False
+    band: Band = Band()
+
+    @property
+    def stages(self):
+        """The settings of each stage, which has one search."""
+        return [replace(self, search=search) for search in (self.search, *self.finer)]
+
+    @property
+    def most_iterations(self):
+        """Iterations of all stages together, at most."""
+        return (1 + len(self.finer)) * (self.maxit or AUTO_STOP_ITERATIONS)
 
     @property
     def inside(self):
@@ -79,13 +104,17 @@ class State:
     references : (n_references, n, n) float32
     poses : (n_particles,) geometry.POSE
     assign : (n_particles,) int32
-        -1 before the first iteration.
+        -1 before the first iteration, but of a local refinement the classes that the particles have.
     criterion : float
         Minus infinity before the first iteration.
     random : tuple
         State of the generator that draws for vanished classes, as ``random.Random.getstate`` gives it.
+    stage : int
+        From 0, of the last finished iteration.
+    begun : int
+        Number of the first iteration of that stage.
     stopped : bool
-        Whether auto-stop has ended the run.
+        Whether the criterion fell, which ends a stage with auto-stop.
     """
 
     number: int
@@ -94,13 +123,15 @@ class State:
     assign: np.ndarray
     criterion: float
     random: tuple
+    stage: int = 0
+    begun: int = 0
     stopped: bool = False
 
 
-def first_state(references, poses, settings):
-    """The ``State`` before the first iteration."""
-    return State(-1, references, poses, np.full(len(poses), -1, np.int32), -np.inf,
-                 random.Random(settings.rand_seed).getstate())
+def first_state(references, poses, settings, classes=None):
+    """The ``State`` before the first iteration; ``classes`` (n_particles,) are those of a local refinement."""
+    assign = np.full(len(poses), -1, np.int32) if classes is None else classes.astype(np.int32)
+    return State(-1, references, poses, assign, -np.inf, random.Random(settings.rand_seed).getstate())
 
 
 @dataclass(frozen=True)
@@ -122,8 +153,9 @@ class Iteration:
     seconds : float
     random : tuple
         As in ``State``, at the root.
+    stage, begun : int
     stopped : bool
-        Whether the criterion fell, which ends a run with auto-stop.
+        As in ``State``.
     """
 
     number: int
@@ -135,6 +167,8 @@ class Iteration:
     criterion: float
     seconds: float
     random: tuple
+    stage: int
+    begun: int
     stopped: bool
 
     @property
@@ -145,7 +179,8 @@ class Iteration:
     @property
     def state(self):
         """The ``State`` after it; at the root."""
-        return State(self.number, self.averages, self.poses, self.assign, self.criterion, self.random, self.stopped)
+        return State(self.number, self.averages, self.poses, self.assign, self.criterion, self.random, self.stage,
+                     self.begun, self.stopped)
 
 
 def refine(particles, references, poses, settings, comm, state=None):
@@ -161,19 +196,21 @@ def refine(particles, references, poses, settings, comm, state=None):
     comm
         See :mod:`mrefali.parallel`.
     state : State, optional
-        Where to go on, with its references and poses in place of those given.
+        Where to go on, with its references and poses in place of those given; a local refinement needs it.
     """
     state = state or first_state(references, poses, settings)
     rng = random.Random()
     rng.setstate(state.random)
     start, stop = comm.share(particles.n_images)
     references, poses, assign = state.references, state.poses[start:stop], state.assign[start:stop]
-    previous, stopped = state.criterion, state.stopped
-    for number in range(state.number + 1, settings.maxit or AUTO_STOP_ITERATIONS):
-        if stopped:
+    stage, begun, previous, stopped = state.stage, state.begun, state.criterion, state.stopped
+    for number in range(state.number + 1, settings.most_iterations + 1):
+        if stopped or number - begun >= (settings.maxit or AUTO_STOP_ITERATIONS):
+            stage, begun, previous = stage + 1, number, -np.inf
+        if stage == len(settings.stages):
             return
         began = time.perf_counter()
-        found, sums = _search_and_sum(particles, references, poses, start, settings, comm, number)
+        found, sums = _search_and_sum(particles, references, poses, start, settings.stages[stage], comm, number, assign)
         sums.merge(comm)
         everyone = Alignments(*(comm.gather(a) for a in (found.assign, found.poses, found.peak)))
         classes = comm.from_root(
@@ -184,24 +221,23 @@ def refine(particles, references, poses, settings, comm, state=None):
         criterion = average.criterion(references, settings.core)
         stopped = settings.maxit == 0 and criterion < previous
         yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
-                        time.perf_counter() - began, rng.getstate(), stopped)
+                        time.perf_counter() - began, rng.getstate(), stage, begun, stopped)
         previous = criterion
 
 
-def _search_and_sum(particles, references, poses, start, settings, comm, number):
-    """Search this rank's particles, the first of which is ``start``, and add each to its class."""
+def _search_and_sum(particles, references, poses, start, settings, comm, number, assign):
+    """Align this rank's particles, the first of which is ``start``, and add each to its class."""
     n = len(poses)
-    spectra = ring_spectra(average.normalize_references(references, settings.inside), settings.search)
+    aligner = Aligner(references, settings, number)
     sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
                              particles.ctf is not None)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
-    n_iterations = settings.maxit or AUTO_STOP_ITERATIONS
-    with progress(particles.n_images, number, n_iterations, comm.is_root and not settings.quiet) as bar:
+    with progress(particles.n_images, number, settings.most_iterations, comm.is_root and not settings.quiet) as bar:
         for block, images in particles.stream(start, start + n):
             signals.check()
             average.normalize_particles(images, particles.inside)
             mine = slice(block.start - start, block.stop - start)
-            aligned = align(images, poses[mine], spectra, settings.search)
+            aligned = aligner(images, poses[mine], assign[mine])
             sums.add(images, aligned.poses, aligned.assign, np.arange(block.start, block.stop),
                      particles.ctf_sq(block))
             found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak

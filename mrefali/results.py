@@ -128,7 +128,8 @@ class Run:
     @property
     def maxit(self):
         """Iterations that were asked for at most, int."""
-        return self.parameters["maxit"] or 10
+        # of all stages; runs from before there were any say what one has
+        return self.parameters.get("most_iterations", self.parameters["maxit"] or 10)
 
     @property
     def vanished(self):

@@ -16,16 +16,16 @@ import numpy as np
 
 import mrefali
 from mrefali import average, checkpoint, geometry, parallel, signals
+from mrefali.aligner import Aligner
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
 from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.io import ArrayStack, check_room, hold, open_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
-from mrefali.refine import AUTO_STOP_ITERATIONS, Iteration, first_state, refine
+from mrefali.refine import Iteration, first_state, refine
 from mrefali.results import require_pictures
-from mrefali.search import align as search_particles
-from mrefali.search import ring_spectra, whole_steps
+from mrefali.search import whole_steps
 
 logger = logging.getLogger(__name__)
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
@@ -36,8 +36,9 @@ TIMED_PARTICLES = 32
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
-               mirror=True, vanished="random", center_limit=None, threads=0, max_memory=None, quiet=False, check=False,
-               live=False, resume=False, save_every=0, write_back="journal"):
+               mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
+               threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0,
+               write_back="journal"):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -54,13 +55,14 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         For normalisation and criterion; without it a disc of radius ``ou``.
     ir, ou, rs : int, px
         First ring, last ring (-1: n//2 - 2) and ring step.
-    xrng, yrng, step : float, px
-        Half-ranges and step of the translation search.
+    xrng, yrng, step : float or list of float, px
+        Half-ranges and step of the translation search. A list has one for each stage, of ``maxit`` iterations; the
+        next stage goes on from the averages and poses of the last.
     center : int
         0 none, 1 phase centre of gravity, -1 mean shift of the class, 2 correlation with the mask, 3 correlation with
-        the average's own rotational average.
+        the average's own rotational average, 4 phase centre of the power, within a dead band.
     maxit : int
-        Iterations; 0 means at most ten, ended when the criterion falls.
+        Iterations of a stage; 0 means at most ten, ended when the criterion falls.
     CTF : bool
         Weight by the CTF in the headers ``ctf``; particles whose ``ctf_applied`` is 1 are multiplied by it already.
     snr : float
@@ -73,6 +75,13 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         Share the particles among MPI ranks.
     mirror : bool
         Try mirrored particles too.
+    subpixel : bool
+        Refine what the search finds continuously in shift and angle.
+    lowpass : float, optional, 1/px
+        Low-pass the references for the alignment, in the first iteration at this frequency, then at ever higher ones;
+        the last has none.
+    highpass : float, optional, 1/px
+        High-pass the references for the alignment.
     vanished : str
         What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
         ``split`` the worse half of the largest class, ``keep`` the reference it had.
@@ -106,24 +115,68 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         On a signal, at the command line.
     """
     call = dict(locals())
-    comm = parallel.communicator(MPI)
+    _run_on_files(Options(
+        mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF, snr=snr,
+        function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
+        mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass), call)
+
+
+def local_ali2d(stack, refim, outdir, maskfile=None, *, ir=1, ou=-1, center=4, maxit=10, CTF=False, snr=1.0,
+                function="ref_ali2d", lowpass=None, highpass=None, center_limit=None, MPI=False, threads=0,
+                max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0,
+                write_back="journal"):
+    """Refine poses continuously about their present values, each particle against the class that it has.
+
+    Class and mirror stay. Files, CTF, averages and MPI are as for :func:`mref_ali2d`; a class of fewer than four
+    particles keeps its reference.
+
+    Parameters
+    ----------
+    stack : str
+        Square 2-D images with ``xform.align2d`` and ``assign`` in their headers, both set at the end.
+    refim : str
+        The references that ``assign`` counts, or a single one for all particles.
+    ir, ou : int, px
+        The pixels from half a pixel within ``ir`` to ``ou`` (-1: n//2 - 2) from the middle of the reference count.
+    function : str or callable
+        Reference function, see :func:`mrefali.reference.find_function`.
+    outdir, maskfile, center, maxit, CTF, snr, lowpass, highpass, center_limit, MPI, threads, max_memory, quiet, \
+check, live, resume, save_every, write_back
+        As for :func:`mref_ali2d`.
+
+    Raises
+    ------
+    InputError, FileNotFoundError, FileExistsError, PermissionError
+        Before anything is created or changed; under MPI on all ranks alike.
+    RunFailed
+        Where a file of the run cannot be read or written any more.
+    Stopped
+        On a signal, at the command line.
+    """
+    call = dict(locals())
+    _run_on_files(Options(
+        mask=maskfile, ir=ir, ou=ou, rs=1, xr=0.0, yr=0.0, ts=1.0, center=center, maxit=maxit, CTF=CTF, snr=snr,
+        function=function, rand_seed=0, vanished="keep", center_limit=center_limit, quiet=quiet, local=True,
+        lowpass=lowpass, highpass=highpass, max_memory=max_memory), call)
+
+
+def _run_on_files(options, call):
+    """Check everything; then run, unless that is all that was asked for. ``call`` holds the caller's arguments."""
+    stack, outdir = call["stack"], call["outdir"]
+    comm = parallel.communicator(call["MPI"])
     with (comm.ending_together(), _stopping(lambda: "no iteration was begun, and nothing was created or changed"),
-          use_threads(threads, comm), ExitStack() as held):
+          use_threads(call["threads"], comm), ExitStack() as held):
         with comm.agreeing():
-            check_saving(save_every, write_back)
-            if live:
+            check_saving(call["save_every"], call["write_back"])
+            if call["live"]:
                 require_pictures("live")
             if comm.is_root:
                 held.enter_context(hold(stack))
-        particles, references = _open(stack, comm), _open(refim, comm)
-        check_places(particles, outdir, comm, resume, write_back)
-        options = Options(
-            mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF,
-            snr=snr, function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit,
-            quiet=quiet, mirror=mirror, max_memory=max_memory)
+        particles, references = _open(stack, comm), _open(call["refim"], comm)
+        check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
         signals.check()
-        if check:
+        if call["check"]:
             if comm.is_root:
                 _report_range(plan)
                 _report_obstacle(particles, outdir)
@@ -186,8 +239,8 @@ class Aligned:
 
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
-          function="ref_ali2d", rand_seed=1000, mirror=True, vanished="random", center_limit=None, threads=0,
-          quiet=False):
+          function="ref_ali2d", rand_seed=1000, mirror=True, subpixel=False, lowpass=None, highpass=None,
+          vanished="random", center_limit=None, threads=0, quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -198,7 +251,8 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
         Where the search starts; identity if not given.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
-    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, vanished, center_limit, threads, quiet
+    ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, subpixel, lowpass, highpass, vanished, \
+center_limit, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -209,8 +263,8 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     with use_threads(threads):
         plan = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), Options(
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
-            rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
-            mirror=mirror), comm, poses)
+            rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet, mirror=mirror,
+            subpixel=subpixel, lowpass=lowpass, highpass=highpass), comm, poses)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
@@ -239,13 +293,13 @@ class _Run:
         self._reporter = Reporter(self._path, self._stack, call["live"])
         if self._obstacle is not None and self._save_every:
             raise InputError(f"save_every={self._save_every} is not possible: {self._obstacle}; leave it out")
-        iterations = self._settings.maxit or AUTO_STOP_ITERATIONS
+        iterations = self._settings.most_iterations
         if call["resume"]:
             found = checkpoint.load(self._path)
             checkpoint.check_same(self._path, found, self._facts, self._headers)
             self.state, self._found = found.state, found
         else:
-            self.state, self._found = first_state(plan.references, plan.poses, self._settings), None
+            self.state, self._found = first_state(plan.references, plan.poses, self._settings, plan.classes), None
         check_room(os.path.dirname(os.path.abspath(self._path)), bytes_needed(
             self._stack.n_images, len(plan.references), self._stack.box, iterations - self.state.number - 1),
             f"{self._path} gets the results of {iterations - self.state.number - 1} iterations",
@@ -301,7 +355,7 @@ class _Run:
                 if self._save_every and (iteration.number + 1) % self._save_every == 0:
                     self._write_headers()
             number = self.state.number
-            if self.state.stopped and number + 1 < AUTO_STOP_ITERATIONS:
+            if self.state.stopped and number + 1 < settings.most_iterations:
                 logger.info("stopped after iteration %d: the criterion fell", number)
             self._output.write_end(number)
             if self._stack.read_only:
@@ -314,7 +368,7 @@ class _Run:
             self._reporter.finish()
 
     def _standing(self):
-        finished, total = self.state.number + 1, self._settings.maxit or f"at most {AUTO_STOP_ITERATIONS}"
+        finished, total = self.state.number + 1, _most_iterations(self._settings)
         headers = "is as it was" if self._saved is None else f"has the headers of iteration {self._saved}"
         return (f"{finished} of {total} iterations are finished in {self._path}, and {self._stack.path} {headers}; the "
                 "same call with --resume goes on from there")
@@ -365,13 +419,13 @@ def _stopping(state):
 
 def _search_and_sum_few(plan, n_particles):
     """Do with the first particles what an iteration does with all; the seconds it took."""
-    search, few = plan.settings.search, slice(0, n_particles)
-    spectra = ring_spectra(average.normalize_references(plan.references, plan.settings.inside), search)
-    sums = average.ClassSums(len(plan.references), search.box, plan.stack.n_images, plan.settings.largest,
+    stage, few = plan.settings.stages[0], slice(0, n_particles)
+    aligner = Aligner(plan.references, stage, 0)
+    sums = average.ClassSums(len(plan.references), plan.stack.box, plan.stack.n_images, plan.settings.largest,
                              plan.particles.ctf is not None)
     began = time.perf_counter()
     images = plan.particles.read(few)
-    found = search_particles(images, plan.poses[few], spectra, search)
+    found = aligner(images, plan.poses[few], None if plan.classes is None else plan.classes[few])
     sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
     return time.perf_counter() - began
 
@@ -385,6 +439,7 @@ def _describe(plan, call, comm):
         "n_particles": plan.stack.n_images, "n_references": len(plan.references), "box": search.box,
         "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
+        "most_iterations": plan.settings.most_iterations,
         "ranks": comm.size, "threads_used": numba.get_num_threads(),
     }
 
@@ -397,12 +452,23 @@ def _plain(value):
         return os.fspath(value)
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, list) and all(isinstance(number, int | float) for number in value):
+        return value
     return "array" if isinstance(value, np.ndarray | list) else value
 
 
 def _report_range(plan):
     """Log the translations that are really tried, and warn where they are fewer than asked for (NEEDS 15)."""
-    search = plan.settings.search
+    for stage in plan.settings.stages:
+        _report_stage(plan, stage)
+
+
+def _report_stage(plan, settings):
+    search = settings.search
+    if settings.local:
+        logger.info("%d particles of %d x %d px, %d references, refined about their present poses over a disc of %d px",
+                    plan.stack.n_images, search.box, search.box, len(plan.references), search.outer_radius)
+        return
     lines = []
     for axis, half in (("x", search.xr), ("y", search.yr)):
         limits = geometry.search_range(half, 0.0, search.box, search.outer_radius)
@@ -417,8 +483,9 @@ def _report_range(plan):
             logger.warning("%sr=%g is no whole number of steps of ts=%g: the search ends at %g", axis, half,
                            search.shift_step, left)
     logger.info("%d particles of %d x %d px, %d references, rings %d to %d px in steps of %d; search for a centred "
-                "particle: %s, in steps of %g px", plan.stack.n_images, search.box, search.box, len(plan.references),
-                search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step)
+                "particle: %s, in steps of %g px%s", plan.stack.n_images, search.box, search.box, len(plan.references),
+                search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step,
+                ", then refined continuously" if settings.subpixel else "")
 
 
 def _report_obstacle(stack, outdir):
@@ -444,13 +511,17 @@ def _report_time(plan, comm):
     n_particles = plan.stack.n_images
     timed = min(TIMED_PARTICLES * numba.get_num_threads(), n_particles)
     seconds = _search_and_sum_few(plan, timed) / timed * n_particles / comm.size
-    iterations = plan.settings.maxit or AUTO_STOP_ITERATIONS
+    iterations = plan.settings.most_iterations
     logger.info("estimate: about %s an iteration, %s for %d, on %d threads of %d ranks", _duration(seconds),
                 _duration(seconds * iterations), iterations, numba.get_num_threads(), comm.size)
 
 
 def _duration(seconds):
     return f"{seconds:.2g} s" if seconds < 99.5 else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _most_iterations(settings):
+    return f"{'' if settings.maxit else 'at most '}{settings.most_iterations}"
 
 
 def _report_iteration(iteration, settings):
@@ -469,12 +540,12 @@ def _report_iteration(iteration, settings):
                        "which a centring that fails looks like; center_limit leaves such an average where it is",
                        iteration.number, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
-    if vanished > len(counts) / 4:
+    if vanished > len(counts) / 4 and not settings.local:
         logger.warning("iteration %d: %d of %d classes have fewer than four particles; references of unequal contrast "
                        "do this: scale them to one standard deviation, or try --vanished=split", iteration.number,
                        vanished, len(counts))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
-                settings.maxit or f"at most {AUTO_STOP_ITERATIONS}", iteration.criterion, counts.min(),
+                _most_iterations(settings), iteration.criterion, counts.min(),
                 np.median(counts), counts.max(), f", {vanished} vanished" if vanished else "",
                 100 * iteration.changed.mean(), iteration.seconds, len(iteration.assign) / iteration.seconds)

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 from scipy.ndimage import spline_filter
 
-from mrefali import geometry, kernels
+from mrefali import geometry
+from mrefali.compiled import kernels
 
 #: A refined pose moves no pixel of the disc farther than this by its shift, nor by its angle, in px.
 FARTHEST_PX = 2.0
@@ -30,6 +31,11 @@ def splines(references):
     """
     framed = np.pad(references, [(0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)], mode="edge")
     return np.stack([spline_filter(image, order=3, output=np.float64).astype(np.float32).ravel() for image in framed])
+
+
+def spline_bytes(n_references, box):
+    """Memory that :func:`splines` takes at its peak: the framed references, their coefficients, and all in one."""
+    return 3 * 4 * n_references * (box + 2 * MARGIN)**2
 
 
 def sharpen(images, found, coefficients, search):

@@ -1,4 +1,4 @@
-"""Everything compiled before it is needed, and once. Imports search and average; runs no file's pixels."""
+"""Everything compiled before it is needed, and once. Imports search, sharpening and average; runs no file's pixels."""
 
 import logging
 import threading
@@ -7,6 +7,7 @@ import numpy as np
 
 from mrefali import average, geometry
 from mrefali.search import Search, align, ring_spectra
+from mrefali.sharpening import sharpen, splines
 
 logger = logging.getLogger(__name__)
 
@@ -45,4 +46,5 @@ def _run_all():
     references = average.normalize_references(images, inside)
     average.normalize_particles(images, inside)
     found = align(images, geometry.identity_poses(2), ring_spectra(references, search), search)
+    found = sharpen(images, found, splines(references), search)
     average.ClassSums(2, 16, 2, 100.0).add(images, found.poses, found.assign, np.arange(2))

@@ -49,8 +49,8 @@ def alignment(monkeypatch):
     calls = []
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-                   rand_seed, MPI, *, mirror, vanished, center_limit, threads, max_memory, quiet, check, live, resume,
-                   save_every, write_back):
+                   rand_seed, MPI, *, mirror, subpixel, lowpass, highpass, vanished, center_limit, threads, max_memory,
+                   quiet, check, live, resume, save_every, write_back):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -65,8 +65,8 @@ def test_defaults_reach_the_alignment(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
-        mirror=True, vanished="random", center_limit=None, threads=0, max_memory=None, quiet=False, check=False,
-        live=False, resume=False, save_every=0, write_back="journal")]
+        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None, threads=0,
+        max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
 
 
 def test_an_old_script_runs_word_for_word(alignment):
@@ -76,8 +76,8 @@ def test_an_old_script_runs_word_for_word(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
         ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
-        mirror=True, vanished="random", center_limit=None, threads=0, max_memory=None, quiet=False, check=False,
-        live=False, resume=False, save_every=0, write_back="journal")]
+        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None, threads=0,
+        max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
 
 
 @pytest.mark.parametrize(("words", "name", "value"), [
@@ -91,6 +91,10 @@ def test_an_old_script_runs_word_for_word(alignment):
     (["--snr=-.5"], "snr", -0.5),
     (["--snr", "1e-3"], "snr", 1e-3),
     (["--xr=3"], "xr", 3.0),
+    (["--xr=4 2 .5"], "xr", [4.0, 2.0, 0.5]),
+    (["--ts=2,1, 0.5"], "ts", [2.0, 1.0, 0.5]),
+    (["--subpixel"], "subpixel", True),
+    (["--lowpass=.2"], "lowpass", 0.2),
     (["--rand-seed=5"], "rand_seed", 5),
     (["--rand-seed", "5"], "rand_seed", 5),
     (["--function", "True"], "function", "True"),
@@ -160,7 +164,8 @@ def test_a_command_may_be_written_with_a_hyphen(alignment):
     (["--snr=inf"], "--snr=inf is not allowed"),
     (["--snr", "-inf"], "--snr=-inf is not allowed"),
     (["--snr=1e999"], "--snr=1e999 is not allowed"),
-    (["--xr=2 1"], "--xr=2 1 is not allowed"),
+    (["--xr=2 one"], "--xr=2 one is not allowed: give a finite number or one a stage, in quotes"),
+    (["--xr=2 1 "], "--xr=2 1  is not allowed"),
     (["--CTF=maybe"], "--CTF=maybe is not allowed: give True or False, yes or no, 1 or 0"),
     (["--CTF="], "--CTF is empty"),
     (["--CTF=2"], "--CTF=2 is not allowed"),
@@ -177,7 +182,7 @@ def test_a_bad_call_is_refused_before_anything_runs(alignment, capsys, words, me
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "a command comes first, one of mref_ali2d, simulate"),
+    ([], "a command comes first, one of mref_ali2d, local_ali2d, simulate"),
     (["--ou=3"], "a command comes first"),
     (["mref_ali"], "unknown command mref_ali: did you mean mref_ali2d?"),
     (["Info", "x"], "unknown command Info: did you mean info?"),
@@ -286,7 +291,7 @@ def test_every_parameter_has_one_line_of_help(capsys, command):
     for p in inspect.signature(command).parameters.values():
         label = p.name.upper() if p.kind is p.POSITIONAL_OR_KEYWORD else f"--{p.name.removesuffix('_')}"
         (line,) = [line for line in lines if re.match(rf"  {label}\b", line)]
-        assert re.fullmatch(rf"  {label}(=INT|=NUMBER|=TEXT|=1\|0)?  +\w.*", line)
+        assert re.fullmatch(rf"  {label}(=INT|=NUMBERS?|=TEXT|=1\|0)?  +\w.*", line)
         if p.annotation in (int, float) and p.default is not None:
             assert line.endswith(f"default {p.default:g})")
     assert max(map(len, lines)) <= 110

@@ -177,7 +177,7 @@ import os, signal, sys
 from mpi4py import MPI
 from mrefali import cli, refine
 from mrefali.io import HdfStack
-search = refine.align
+search = refine.Aligner.__call__
 rank, fault, stack, *words = int(sys.argv[1]), sys.argv[2], *sys.argv[3:]
 def no_search(*arguments):
     raise OSError(5, "Input/output error", stack)
@@ -190,7 +190,7 @@ if rank == MPI.COMM_WORLD.Get_rank():
     if fault == "missing":
         stack = "none.hdf"
     else:
-        refine.align = {"search": no_search, "killed": killed, "gone": lose_stack}[fault]
+        refine.Aligner.__call__ = {"search": no_search, "killed": killed, "gone": lose_stack}[fault]
 sys.exit(cli.main(["mref_ali2d", stack, *words]))
 """
 

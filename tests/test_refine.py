@@ -308,12 +308,14 @@ def test_the_shares_of_any_number_of_ranks_add_up_to_the_bits_of_one(size):
     images, references, poses = small.particles(), small.references(), small.poses()
     settings = make_settings(images)
     of_stack = Particles(ArrayStack(images), settings.inside)
-    whole, whole_sums = refine._search_and_sum(of_stack, references, poses, 0, settings, SERIAL, 0)
+    no_class = np.full(len(images), -1, np.int32)
+    whole, whole_sums = refine._search_and_sum(of_stack, references, poses, 0, settings, SERIAL, 0, no_class)
     parts, sums = [], []
     for rank in range(size):
         comm = Rank(rank, size)
         start, stop = comm.share(len(images))
-        found, summed = refine._search_and_sum(of_stack, references, poses[start:stop], start, settings, comm, 0)
+        found, summed = refine._search_and_sum(of_stack, references, poses[start:stop], start, settings, comm, 0,
+                                               no_class)
         parts.append(found)
         sums.append(summed)
     for name in ("assign", "poses", "peak"):
