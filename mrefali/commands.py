@@ -49,7 +49,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     center : int, -1 to 4
         0 none, 1 phase, -1 mean shift, 2 mask, 3 own rotations, 4 power
     maxit : int, at least 0
-        iterations a stage; 0 is at most 10, ended when the criterion falls
+        iterations a stage; 0: at most 10, till the criterion falls
     CTF : bool
         weight by the CTF in the headers
     snr : float, above 0

@@ -56,7 +56,7 @@ def sharpen(images, found, coefficients, search):
     Returns
     -------
     search.Alignments
-        With peaks as the search's, but of the refined poses.
+        With peaks as the search's, but of the refined poses, before a last step of less than ``kernels.SETTLED_PX``.
     """
     matrices = geometry.to_matrices(found.poses)
     plane = np.ascontiguousarray(matrices[:, :2, [0, 1, 3]])
