@@ -75,7 +75,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
-        memory each process may take; fewer particles are read at a time to keep to it
+        memory each process may take; fewer particles are read at a time
     quiet : bool
         print warnings only
     check : bool
@@ -85,7 +85,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     resume : bool
         go on with the run that the same call began
     save_every : int, at least 0
-        write headers after every so many iterations too; 0: at the end
+        write headers every so many iterations too; 0: at the end
     write_back : str, journal or copy
         change STACK in place, or put a copy there
 
@@ -152,7 +152,7 @@ def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
-        memory each process may take; fewer particles are read at a time to keep to it
+        memory each process may take; fewer particles are read at a time
     quiet : bool
         print warnings only
     check : bool
@@ -162,7 +162,7 @@ def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     resume : bool
         go on with the run that the same call began
     save_every : int, at least 0
-        write headers after every so many iterations too; 0: at the end
+        write headers every so many iterations too; 0: at the end
     write_back : str, journal or copy
         change STACK in place, or put a copy there
 

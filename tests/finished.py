@@ -42,7 +42,7 @@ def write(place, *, n_classes=6, n_particles=60, box=32, n_iterations=2, vanishe
             iteration = _iteration(i, assign, poses, views, vanished, rng)
             output.write_iteration(iteration)
         if finished:
-            output.write_end(iteration)
+            output.write_end(iteration.number)
     return output.path
 
 
@@ -60,4 +60,4 @@ def _iteration(number, assign, poses, views, vanished, rng):
         classes.append(ClassUpdate(view, members, len(members), frc, TanhFilter(cutoff, 0.2), np.zeros(2)))
     changed = np.full(len(assign), True) if number == 0 else rng.random(len(assign)) < 0.03
     return Iteration(number, assign.astype(np.int32), poses, rng.uniform(1, 2, len(assign)), changed, classes,
-                     1.0 + 0.1 * number, 1.0)
+                     1.0 + 0.1 * number, 1.0, random=None, stage=0, begun=0, stopped=False)
