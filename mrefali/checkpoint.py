@@ -203,8 +203,9 @@ def check_same(outdir, checkpoint, now, headers):
         differing.append("xform.align2d or assign of the stack")
     maxit, finished = now["maxit"], checkpoint.state.number + 1
     fixed = now["lowpass"] is not None or any(isinstance(now[name], list) for name in ("xr", "yr", "ts"))
-    if fixed and maxit != then["maxit"]:
-        differing.append(f"maxit={maxit} (was {then['maxit']}, and the stages or the low-pass go by it)")
+    if fixed:
+        if maxit != then["maxit"]:
+            differing.append(f"maxit={maxit} (was {then['maxit']}, and the stages or the low-pass go by it)")
     elif (maxit == 0) != (then["maxit"] == 0) or 0 < maxit < finished:
         differing.append(f"maxit={maxit} (was {then['maxit']}, and {finished} iterations are finished)")
     if differing:

@@ -210,6 +210,71 @@ def test_a_run_with_auto_stop_stops_where_it_would_have(tmp_path, monkeypatch):
     assert_same(tmp_path / "ended", tmp_path / "whole")
 
 
+#: Two stages of two iterations, all that depends on the number of an iteration, and the local refinement.
+STAGES = ["--xr=1 0", "--yr=1", "--ts=1 0.5", "--subpixel", "--lowpass=0.2", "--highpass=0.02", "--mirror=0"]
+
+
+def run_words(folder, command, *words):
+    return cli.main([command, *(str(folder / name) for name in ("stack.hdf", "refs.hdf", "out")), *words])
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_stages_and_the_low_pass_go_on_where_they_were(tmp_path, number):
+    words = ["mref_ali2d", "--ou=6", "--maxit=2", *STAGES]
+    for name in ("whole", "ended"):
+        files(tmp_path / name)
+    assert run_words(tmp_path / "whole", *words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        end_within(patch, "before", refine, "_search_and_sum", number)
+        with pytest.raises(Crash):
+            run_words(tmp_path / "ended", *words)
+    assert run_words(tmp_path / "ended", *words, "--resume") == 0
+    assert len(list((tmp_path / "ended/out").glob("aqm*"))) == 4
+    assert_same(tmp_path / "ended", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 6])
+def test_stages_with_auto_stop_end_where_they_would_have(tmp_path, monkeypatch, number):
+    """The criterion falls in the second iteration of the first stage, and in the third of the second."""
+    values = [1.0, 0.5, 0.25, 2.0, 1.5]
+    words = ["mref_ali2d", "--ou=6", "--maxit=0", "--xr=1 0", "--yr=0", "--ts=1"]
+    for name in ("whole", "ended"):
+        files(tmp_path / name)
+        told = iter(values)
+        monkeypatch.setattr(refine.average, "criterion", lambda *arguments, told=told: next(told))
+        if name == "ended":
+            with pytest.MonkeyPatch.context() as patch:
+                end_within(patch, "after", checkpoint, "save", number)
+                with pytest.raises(Crash):
+                    run_words(tmp_path / name, *words)
+        assert run_words(tmp_path / name, *words, *["--resume"] * (name == "ended")) == 0
+        assert len(list((tmp_path / name / "out").glob("aqm*"))) == 5
+    assert_same(tmp_path / "ended", tmp_path / "whole")
+
+
+def test_a_local_refinement_goes_on(tmp_path):
+    words = ["local_ali2d", "--ou=6", "--maxit=3", "--lowpass=0.3"]
+    for name in ("whole", "ended"):
+        stack = files(tmp_path / name)[0]
+        open_stack(stack).write_columns({"assign": np.arange(small.N_PARTICLES) % 3})
+    assert run_words(tmp_path / "whole", *words) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        end_within(patch, "before", refine, "_search_and_sum", 3)
+        with pytest.raises(Crash):
+            run_words(tmp_path / "ended", *words, "--save_every=1")
+    assert run_words(tmp_path / "ended", *words, "--resume") == 0
+    assert_same(tmp_path / "ended", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("words", [["--lowpass=0.3"], ["--xr=1 0", "--yr=0", "--ts=1"]], ids=["low-pass", "stages"])
+def test_the_number_of_iterations_stays_where_stages_or_the_low_pass_go_by_it(tmp_path, capsys, words):
+    files(tmp_path / "run")
+    assert run_words(tmp_path / "run", "mref_ali2d", "--ou=6", "--maxit=1", *words) == 0
+    capsys.readouterr()
+    assert run_words(tmp_path / "run", "mref_ali2d", "--ou=6", "--maxit=2", *words, "--resume") == 2
+    assert "maxit=2 (was 1, and the stages or the low-pass go by it): give all as it was" in capsys.readouterr().err
+
+
 def test_the_log_says_that_the_run_was_resumed_and_keeps_no_line_of_what_was_not_finished(tmp_path):
     folder = tmp_path / "run"
     files(folder)
