@@ -180,7 +180,7 @@ def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
              max_shift: float = 3.0, mirror: bool = True, sizes: str = "", pixel_size: float = 2.0,
-             seed: int = 0):
+             nearly_symmetric: bool = False, junk: float = 0.0, CTF: bool = False, seed: int = 0):
     """Make particles whose class and pose are known.
 
     Writes the particles (OUT.hdf), the truth (OUT_truth.csv) and the noise-free views (OUT_views.hdf).
@@ -205,6 +205,12 @@ def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: floa
         relative sizes of the classes; else all equal
     pixel_size : float, A, above 0
         pixel size
+    nearly_symmetric : bool
+        views that look nearly the same when turned by 180 degrees
+    junk : float, 0 to below 1
+        share of particles that show no view; their class in the truth is -1
+    CTF : bool
+        multiply each particle by a CTF of its own, which is in its header
     seed : int, at least 0
         seed of everything random
 
@@ -215,7 +221,8 @@ def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: floa
     from mrefali.simulation import simulate
 
     simulate(out, n_particles=n, n_views=views, box=box, snr=snr, max_shift=max_shift, mirror=mirror,
-             sizes=_parse_sizes(sizes) if sizes else None, pixel_size=pixel_size, seed=seed)
+             sizes=_parse_sizes(sizes) if sizes else None, pixel_size=pixel_size, seed=seed,
+             nearly_symmetric=nearly_symmetric, junk=junk, CTF=CTF)
     stem = out.removesuffix(".hdf")
     print(f"{out}: {n} particles of {views} views, {box} x {box} px, SNR {snr:g}")
     print(f"{stem}_truth.csv: their true classes and poses")

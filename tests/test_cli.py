@@ -324,7 +324,8 @@ def test_simulate_hands_on_its_options(monkeypatch, capsys):
     replace_module(monkeypatch, "simulation", simulate=lambda out, **options: calls.append((out, options)))
     assert cli.main(["simulate", "a.hdf", "--n=30", "--views=3", "--sizes=20,10,8", "--mirror=no"]) == 0
     assert calls == [("a.hdf", dict(n_particles=30, n_views=3, box=64, snr=0.3, max_shift=3.0, mirror=False,
-                                    sizes=[20.0, 10.0, 8.0], pixel_size=2.0, seed=0))]
+                                    sizes=[20.0, 10.0, 8.0], pixel_size=2.0, seed=0,
+                                    nearly_symmetric=False, junk=0.0, CTF=False))]
     assert re.findall(r"^\S+(?=:)", capsys.readouterr().out, flags=re.MULTILINE) == [
         "a.hdf", "a_truth.csv", "a_views.hdf"]
     assert cli.main(["simulate", "a.hdf"]) == 0

@@ -2,12 +2,14 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from mrefali.ctf import CTF_PARAMETERS, ctf, parse_ctf
 from mrefali.errors import InputError
 from mrefali.geometry import (
     default_outer_radius,
@@ -17,8 +19,11 @@ from mrefali.geometry import (
     make_poses,
     to_matrices,
 )
+from mrefali.io import open_stack
 from mrefali.simulation import (
+    DEFOCUS_UM,
     FILL,
+    JUNK,
     TRUTH_COLUMNS,
     Views,
     class_sizes,
@@ -351,6 +356,12 @@ BAD = [
     ({"sizes": [1, math.inf], "n_views": 2}, r"sizes=\[1, inf\] is not allowed"),
     ({"sizes": [1000, 1], "n_views": 2, "n_particles": 20},
      "leave view 1 without one of n_particles=20: give more particles"),
+    ({"nearly_symmetric": "no"}, "nearly_symmetric='no' is not allowed: give True or False"),
+    ({"CTF": 2}, "CTF=2 is not allowed: give True or False"),
+    ({"junk": -0.1}, "junk=-0.1 is not allowed: give a share from 0"),
+    ({"junk": 1.0}, "junk=1.0 is not allowed"),
+    ({"junk": math.inf}, "junk=inf is not allowed"),
+    ({"junk": 0.9, "n_particles": 40}, "to what leaves one of n_particles=40 for each of n_views=8"),
     ({"seed": -1}, "seed=-1 is not allowed: give a whole number of at least 0"),
     ({"seed": 1.5}, "seed=1.5 is not allowed"),
 ]
@@ -398,7 +409,7 @@ def test_a_missing_truth_file_is_named(tmp_path):
     (HEADER + "0,0,x,0,0,0\n", "line 2 is '0,0,x,0,0,0'"),
     (HEADER + "0,0,nan,0,0,0\n", "finite numbers"),
     (HEADER + "0,0,1,0,0,2\n", "mirror 0 or 1"),
-    (HEADER + "0,-1,1,0,0,1\n", "class >= 0"),
+    (HEADER + "0,-2,1,0,0,1\n", "class >= 0 or -1 for junk"),
 ])
 def test_a_bad_truth_file_is_refused_with_its_line(tmp_path, text, message):
     path = tmp_path / "t.csv"
@@ -407,3 +418,73 @@ def test_a_bad_truth_file_is_refused_with_its_line(tmp_path, text, message):
         read_truth(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# what makes particles harder
+
+
+def turned_by_half(image):
+    """Every pixel carried to the other side of pixel n//2, which leaves out row and column 0 of an even box."""
+    return image[1:, 1:][::-1, ::-1]
+
+
+def test_views_of_a_nearly_symmetric_phantom_look_nearly_the_same_turned_by_half():
+    # of a pair of heights 1 and 0.7 the part that turning negates has (0.3/1.7)^2 of the power of the other, for
+    # a correlation of 0.94; how blobs overlap and the mean of the image make it more or less
+    for nearly_symmetric, low, high in ((False, -1.0, 0.8), (True, 0.9, 0.99)):
+        views = make_views(6, 64, seed=3, nearly_symmetric=nearly_symmetric)
+        for image in render(views, np.arange(6), identity_poses(6)):
+            alike = np.corrcoef(image[1:, 1:].ravel(), turned_by_half(image).ravel())[0, 1]
+            assert low < alike < high
+
+
+def test_junk_has_no_class_and_shows_no_view():
+    clean = simulate_particles(50, 4, 32, math.inf, seed=5, junk=0.1, max_shift=0.0, mirror=False)
+    junk = clean.classes == JUNK
+    assert junk.sum() == 5
+    np.testing.assert_array_equal(np.sort(np.bincount(clean.classes[~junk])), [11, 11, 11, 12])
+    expected = render(make_views(4, 32, seed=5), clean.classes[~junk], clean.poses[~junk])
+    np.testing.assert_array_equal(clean.images[~junk], expected)
+    shown = clean.images[junk].reshape(5, -1)
+    assert np.corrcoef(shown)[np.triu_indices(5, 1)].max() < 0.95  # and no two of them are the same
+
+
+def test_poses_and_noise_do_not_depend_on_junk_or_ctf():
+    plain = simulate_particles(20, 2, 32, seed=5)
+    for options in ({"junk": 0.2}, {"CTF": True}, {"nearly_symmetric": True}):
+        np.testing.assert_array_equal(simulate_particles(20, 2, 32, seed=5, **options).poses, plain.poses)
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_with_a_ctf_a_particle_is_its_view_times_the_ctf(box):
+    options = {"n_particles": 3, "n_views": 2, "box": box, "snr": math.inf, "seed": 6}
+    plain, multiplied = simulate_particles(**options), simulate_particles(**options, CTF=True, pixel_size=3.0)
+    # in a box twice as wide, as the search takes it, and cut out in the end
+    for image, pose, view, values in zip(multiplied.images, plain.poses, plain.classes, multiplied.ctf, strict=True):
+        views = make_views(2, box, seed=6)
+        wide = render(replace(views, box=2 * box), np.array([view]), pose[None])[0]
+        grid = np.fft.irfft2(np.fft.rfft2(wide) * ctf(values, 2 * box), s=wide.shape)
+        first = box - box // 2
+        np.testing.assert_allclose(image, grid[first:first + box, first:first + box], atol=1e-4 * np.abs(grid).max())
+        assert values["pixel_size_A"] == 3.0
+
+
+def test_every_particle_has_a_ctf_of_its_own_in_its_header(tmp_path):
+    simulate(tmp_path / "a.hdf", n_particles=8, n_views=2, box=16, max_shift=1.0, pixel_size=1.5, CTF=True, seed=1)
+    stack = open_stack(tmp_path / "a.hdf")
+    values = np.array([parse_ctf(text) for text in stack.column("ctf")])
+    expected = simulate_particles(8, 2, 16, max_shift=1.0, pixel_size=1.5, CTF=True, seed=1).ctf
+    for name in CTF_PARAMETERS.names:
+        np.testing.assert_allclose(values[name], expected[name], rtol=1e-9)
+    assert stack.column("ctf_applied") == [0] * 8
+    assert np.unique(values["defocus_um"]).size == 8
+    assert DEFOCUS_UM[0] <= values["defocus_um"].min() < values["defocus_um"].max() <= DEFOCUS_UM[1]
+
+
+def test_the_snr_counts_the_signal_after_the_ctf():
+    options = {"n_particles": 20, "n_views": 2, "box": 32, "seed": 7, "CTF": True}
+    clean, noisy = (simulate_particles(snr=snr, **options).images for snr in (math.inf, 0.1))
+    inside = disc(32, default_outer_radius(32))
+    noise = (noisy - clean).var(axis=(1, 2))
+    # the variance of 1024 pixels is known to sqrt(2/1024), 4.4 %; at 4.5 times that
+    np.testing.assert_allclose(clean[:, inside].var(axis=1) / noise, 0.1, rtol=0.2)
