@@ -206,11 +206,11 @@ def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: floa
     pixel_size : float, A, above 0
         pixel size
     nearly_symmetric : bool
-        views that look nearly the same when turned by 180 degrees
+        views look nearly the same turned by 180 degrees
     junk : float, 0 to below 1
-        share of particles that show no view; their class in the truth is -1
+        share of particles that show no view
     CTF : bool
-        multiply each particle by a CTF of its own, which is in its header
+        multiply each particle by a CTF of its own
     seed : int, at least 0
         seed of everything random
 
