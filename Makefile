@@ -8,7 +8,7 @@ DEVELOPER := .venv/installed-for-developers
 WRITER := .venv/installed-for-writers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all unjitted coverage check bench notebooks picture docs clean ci
+.PHONY: help demo test test-all unjitted coverage check bench accuracy notebooks picture docs clean ci
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(DEVELOPER)  ## time and memory of searches and runs, beside the origina
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/pytest -q benchmarks/bench_*.py --benchmark-columns=min,median,rounds --benchmark-sort=name \
 		--benchmark-max-time=0.5 --benchmark-warmup=on
+
+accuracy: $(DEVELOPER)  ## make the tables of docs/accuracy.md anew, from simulated particles
+	$(BIN)/python benchmarks/accuracy
 
 notebooks: $(DEVELOPER)  ## run the notebooks from a clean kernel, keep their outputs
 	$(BIN)/python notebooks/execute.py

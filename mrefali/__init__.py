@@ -13,6 +13,7 @@ _HOMES = {
     "align": "run",
     "simulate": "simulation",
     "demo": "demonstration",
+    "evaluate": "evaluation",
     "info": "information",
     "header": "headers",
     "transform2d": "transforms",

@@ -12,6 +12,9 @@ from scipy.optimize import linear_sum_assignment
 from mrefali.errors import InputError
 from mrefali.geometry import POSE, compose, identity_poses, invert, make_poses, wrap_degrees
 
+#: An error beyond one of these is gross: another peak of the correlation, not noise about the right one.
+GROSS_DEGREES, GROSS_PX = 20.0, 4.0
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -25,16 +28,26 @@ class Comparison:
     view_of_class : (n_classes,) int64
         The view each class is matched with, -1 for an empty class under "majority".
     right_class : (n_particles,) bool
+        False for a particle that shows no view.
     class_share : float
-        Share of the particles in the right class.
+        Share of the particles in the right class; here and below, of those that show a view.
+    adjusted_rand : float
+        Adjusted Rand index of classes and views: 1 if they are the same partition, 0 on average by chance.
     mirror_share : float
         Of the particles in the right class, the share with the right mirror.
     common : (n_classes,) POSE
         Carries the view of a class onto its average; the identity where no particle is right.
+    angle_error, shift_error : (n_particles,) float64, degrees and px
+        Size of the angle error, and length of the shift error at the centre of the view; NaN without the right class
+        and mirror.
+    gross : (n_particles,) bool
+        Whether one of them is beyond ``GROSS_DEGREES`` or ``GROSS_PX``.
+    gross_share : float
+        Of the particles with the right class and mirror.
     angle_error_median, angle_error_rms : float, degrees
-        Of the size of the angle error, over the particles with the right class and mirror.
+        Over the particles with the right class and mirror and no gross error; NaN if there are none.
     shift_error_median, shift_error_rms : float, px
-        Of the length of the shift error at the centre of the view, over the same particles.
+        Over the same particles.
 
     The errors of small classes come out too small, as the common transform is fitted to the same particles.
     """
@@ -43,8 +56,13 @@ class Comparison:
     view_of_class: np.ndarray
     right_class: np.ndarray
     class_share: float
+    adjusted_rand: float
     mirror_share: float
     common: np.ndarray
+    angle_error: np.ndarray
+    shift_error: np.ndarray
+    gross: np.ndarray
+    gross_share: float
     angle_error_median: float
     angle_error_rms: float
     shift_error_median: float
@@ -61,7 +79,7 @@ def compare(assign, poses, classes, truth_poses, n_classes, n_views):
     poses : (n_particles,) POSE
         Found; carry each particle onto the average of its class.
     classes : (n_particles,) int array
-        The view in truth, 0 to ``n_views`` - 1.
+        The view in truth, 0 to ``n_views`` - 1; -1 for a particle that shows none.
     truth_poses : (n_particles,) POSE
         True; carry each particle onto its view.
     n_classes, n_views : int
@@ -76,21 +94,56 @@ def compare(assign, poses, classes, truth_poses, n_classes, n_views):
     """
     assign, classes = np.asarray(assign), np.asarray(classes)
     _check_comparison(assign, poses, classes, truth_poses, n_classes, n_views)
-    view_of_class, matching = match_classes(assign, classes, n_classes, n_views)
-    right = view_of_class[assign] == classes
+    shows = classes >= 0
+    counts = _counts(assign[shows], classes[shows], n_classes, n_views)
+    view_of_class, matching = match_classes(assign[shows], classes[shows], n_classes, n_views)
+    right = shows & (view_of_class[assign] == classes)
     view_to_average = compose(invert(truth_poses), poses)
     common = identity_poses(n_classes)
     for k in np.unique(assign[right]):
         common[k] = common_transform(view_to_average[right & (assign == k)])
 
-    # never empty: the best matching has a right particle, and the common mirror is the majority's;
     # from the view to the average and back by the common transform: the identity, were the pose perfect
-    error = compose(view_to_average, invert(common[assign]))[right]
-    right_mirror = error["mirror"] == 0
-    angle = np.abs(_signed_degrees(error["alpha"][right_mirror]))
-    shift = np.hypot(error["sx"], error["sy"])[right_mirror]
-    return Comparison(matching, view_of_class, right, float(right.mean()), float(right_mirror.mean()), common,
-                      *_median_and_rms(angle), *_median_and_rms(shift))
+    error = compose(view_to_average, invert(common[assign]))
+    with_mirror = right & (error["mirror"] == 0)  # never empty: there is a right particle, of the majority's mirror
+    angle = np.where(with_mirror, np.abs(_signed_degrees(error["alpha"])), np.nan)
+    shift = np.where(with_mirror, np.hypot(error["sx"], error["sy"]), np.nan)
+    gross = (angle > GROSS_DEGREES) | (shift > GROSS_PX)
+    fine = with_mirror & ~gross
+    return Comparison(matching, view_of_class, right, right.sum() / shows.sum(), adjusted_rand(counts),
+                      with_mirror.sum() / right.sum(), common, angle, shift, gross, gross.sum() / with_mirror.sum(),
+                      *_median_and_rms(angle[fine]), *_median_and_rms(shift[fine]))
+
+
+def _counts(assign, classes, n_classes, n_views):
+    """Particles of each class and view, (n_classes, n_views) int64."""
+    counts = np.zeros((n_classes, n_views), np.int64)
+    np.add.at(counts, (assign, classes), 1)
+    return counts
+
+
+def adjusted_rand(counts):
+    """Adjusted Rand index of two partitions (Hubert and Arabie 1985, equation 5).
+
+    Parameters
+    ----------
+    counts : (n_classes, n_views) int64
+        Particles of each class and view.
+
+    Returns
+    -------
+    float
+        1 where both put all particles, or each alone, into one part.
+    """
+    def pairs(n):
+        return float((n * (n - 1) / 2).sum())
+
+    together = pairs(counts)
+    in_class, in_view = pairs(counts.sum(axis=1)), pairs(counts.sum(axis=0))
+    total = pairs(counts.sum())
+    by_chance = in_class * in_view / total if total else 0.0
+    largest = (in_class + in_view) / 2
+    return 1.0 if largest == by_chance else (together - by_chance) / (largest - by_chance)
 
 
 def match_classes(assign, classes, n_classes, n_views):
@@ -109,8 +162,7 @@ def match_classes(assign, classes, n_classes, n_views):
     matching : str
         "one-to-one" or "majority", see :class:`Comparison`.
     """
-    counts = np.zeros((n_classes, n_views), np.int64)
-    np.add.at(counts, (assign, classes), 1)
+    counts = _counts(assign, classes, n_classes, n_views)
     if n_classes > n_views:
         return np.where(counts.any(axis=1), counts.argmax(axis=1), -1), "majority"
     return linear_sum_assignment(counts, maximize=True)[1], "one-to-one"
@@ -142,6 +194,8 @@ def _signed_degrees(alpha):
 
 
 def _median_and_rms(sizes):
+    if not sizes.size:
+        return np.nan, np.nan
     return float(np.median(sizes)), float(np.sqrt(np.mean(sizes**2)))
 
 
@@ -152,13 +206,15 @@ def _check_comparison(assign, poses, classes, truth_poses, n_classes, n_views):
                          f"{len(classes)} and {len(truth_poses)} entries: give one a particle in each")
     if len(assign) == 0:
         raise InputError("assign is empty: give at least one particle")
-    for name, values, limit in (("assign", assign, n_classes), ("classes", classes, n_views)):
+    for name, values, least, limit in (("assign", assign, 0, n_classes), ("classes", classes, -1, n_views)):
         if values.dtype.kind not in "iu":
             raise InputError(f"{name} has the type {values.dtype}: give whole numbers")
-        outside = np.flatnonzero((values < 0) | (values >= limit))
+        outside = np.flatnonzero((values < least) | (values >= limit))
         if outside.size:
             i = outside[0]
-            raise InputError(f"{name}[{i}]={values[i]} is not allowed: give 0 to {limit - 1}")
+            raise InputError(f"{name}[{i}]={values[i]} is not allowed: give {least} to {limit - 1}")
+    if (classes < 0).all():
+        raise InputError("classes are all -1: give at least one particle that shows a view")
     for name, values in (("poses", poses), ("truth_poses", truth_poses)):
         if values.dtype != POSE:
             raise InputError(f"{name} has the type {values.dtype}: give geometry.POSE")

@@ -119,9 +119,9 @@ def prepare(stack, references, options, comm, poses=None):
                           for stage in _stages(options.xr, options.yr, options.ts))
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
-        poses, assign = _read_poses(stack, poses), _read_classes(stack)
+        poses, assign = _read_poses(stack, poses), read_classes(stack)
         classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
-        of_stack = _read_ctf(stack, options.snr) if options.CTF else None
+        of_stack = read_ctf(stack, options.snr) if options.CTF else None
         images = references.read(0, references.n_images)
     compile_kernels(comm)
     with comm.agreeing():
@@ -131,7 +131,7 @@ def prepare(stack, references, options, comm, poses=None):
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
-        largest = _scan_pixels(particles, *comm.share(particles.n_images))
+        largest = scan_pixels(particles, *comm.share(particles.n_images))
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         max(comm.all_values(largest)), options.snr, options.vanished, options.center_limit,
                         options.quiet, tuple(finer), options.subpixel, options.local)
@@ -215,7 +215,7 @@ def _read_poses(stack, poses):
     return poses
 
 
-def _read_classes(stack):
+def read_classes(stack):
     """The headers ``assign``, (n_images,) int64; None where an image has none."""
     classes, n_absent = np.empty(stack.n_images, np.int64), 0
     for i, value in enumerate(stack.values("assign")):
@@ -249,7 +249,7 @@ def _check_choices(center, maxit, snr, vanished, center_limit):
         raise InputError(f"center_limit={center_limit} is not allowed: give a distance in px above 0")
 
 
-def _read_ctf(stack, snr):
+def read_ctf(stack, snr):
     """The CTF of every image; a nonsense is refused with the image's number."""
     parameters, applied = stack.ctf()
     sizes = parameters["pixel_size_A"]
@@ -310,7 +310,7 @@ def _read_mask(mask, stack, outer_radius):
     return mask
 
 
-def _scan_pixels(particles, start, stop):
+def scan_pixels(particles, start, stop):
     """Look through the particles of a rank; the largest absolute pixel after normalisation."""
     largest = 0.0
     for block, images in particles.stream(start, stop):

@@ -252,6 +252,60 @@ def demo(outdir: str = "mrefali_demo", *, threads: int = 0):
     demo(outdir, threads=threads)
 
 
+def evaluate(stack: str, truth: str, *, classes: int = None, CTF: bool = False, json: bool = False):
+    """Say how close the classes and poses of a stack come to the truth.
+
+    The stack is one that simulate wrote and that was aligned since; OUT_views.hdf must be beside OUT_truth.csv.
+    The bound is the smallest rms error possible where the views are known (Cramer-Rao).
+
+    Parameters
+    ----------
+    stack : str
+        aligned particles, with xform.align2d and assign in their headers
+    truth : str
+        OUT_truth.csv as simulate writes it
+    classes : int, at least 1
+        classes of the run; without it as many as views, or more if assign says so
+    CTF : bool
+        take the CTF in the headers into the averages and the bound
+    json : bool
+        print all of it as JSON, FRC curves included
+
+    Examples
+    --------
+    mrefali evaluate particles.hdf particles_truth.csv
+    """
+    from mrefali.evaluation import evaluate
+
+    found = evaluate(stack, truth, classes=classes, CTF=CTF).as_dict()
+    if json:
+        from json import dumps
+
+        print(dumps(found, indent=1))
+    else:
+        _print_evaluation(found)
+
+
+def _print_evaluation(found):
+    def shown(value, form):
+        return "unknown" if value is None else format(value, form)
+
+    print(f"{found['particles']} particles, {found['junk']} of them junk, which counts nowhere below")
+    print(f"right class        {found['class_share']:.1%} (matching {found['matching']}), "
+          f"adjusted Rand index {found['adjusted_rand']:.3f}")
+    print(f"of these, mirror   {found['mirror_share']:.1%} right")
+    print(f"of these, gross    {found['gross_share']:.1%} off by more than 20 degrees or 4 px; of the others:")
+    for name, unit in (("angle", "degrees"), ("shift", "px")):
+        rms, median, bound, multiple = (shown(found[key], ".3f") for key in (
+            f"{name}_error_rms", f"{name}_error_median", f"{name}_bound", f"{name}_multiple_of_bound"))
+        print(f"{name} error        rms {rms}, median {median} {unit}; bound of the rms {bound}, {multiple} times that")
+    print(f"empty classes      {found['empty_classes']}")
+    print("class  particles  view  FRC of its average with the view above 0.5 down to, px")
+    for c in found["classes"]:
+        print(f"{c['class']:5}  {c['particles']:9}  {c['view'] if c['view'] >= 0 else '-':>4}  "
+              f"{shown(c['resolution_px'], '.2f')}")
+
+
 def info(file: str):
     """Say what a stack or a file of class averages holds.
 
@@ -518,5 +572,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, info, header, transform2d, convert, select, recenter, report,
-            watch, montage)
+COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, info, header, transform2d, convert, select, recenter,
+            report, watch, montage)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mrefali.accuracy import common_transform, compare, match_classes
+from mrefali.accuracy import adjusted_rand, common_transform, compare, match_classes
 from mrefali.errors import InputError
 from mrefali.geometry import compose, identity_poses, make_poses
 
@@ -167,7 +167,13 @@ def test_gross_errors_do_not_move_the_common_transform(truth, rng):
     assert result.shift_error_median < 1e-9
     np.testing.assert_allclose(result.common["sx"], STANDS["sx"], atol=1e-9)
     np.testing.assert_array_equal(result.common["mirror"], STANDS["mirror"])
-    assert result.angle_error_rms > 10
+    is_gross = np.isin(np.arange(600), gross)
+    assert not result.gross[~is_gross].any()
+    # a random mirror is wrong half the time; an angle is within 20 of 180 degrees one time in nine
+    assert np.isnan(result.angle_error[is_gross]).sum() == pytest.approx(90, abs=4 * math.sqrt(45))
+    assert result.gross.sum() == pytest.approx(80, abs=4 * math.sqrt(45))
+    assert result.gross_share == result.gross.sum() / np.isfinite(result.angle_error).sum()
+    assert result.angle_error_rms < 20
 
 
 def test_an_angle_error_is_the_short_way_round():
@@ -186,6 +192,44 @@ def test_a_single_particle_is_right_in_the_class_that_has_it():
     np.testing.assert_array_equal(result.view_of_class, [1, 0])
     assert (result.class_share, result.mirror_share) == (1.0, 1.0)
     assert result.angle_error_rms == pytest.approx(0.0, abs=1e-9)
+
+
+def test_junk_counts_nowhere(truth, rng):
+    classes, poses = truth
+    assign, found = classes.copy(), compose(poses, STANDS[classes])
+    junk = np.arange(600) % 3 == 0
+    assign[junk], found[junk] = rng.integers(3, size=200), random_poses(200, rng)
+    result = compare(assign, found, np.where(junk, -1, classes), poses, 3, 3)
+    assert (result.class_share, result.mirror_share, result.gross_share, result.adjusted_rand) == (1, 1, 0, 1)
+    np.testing.assert_array_equal(result.right_class, ~junk)
+    assert result.angle_error_rms < 1e-9
+
+
+def test_only_junk_is_refused():
+    with pytest.raises(InputError, match="give at least one particle that shows a view"):
+        compare(np.array([0]), identity_poses(1), np.array([-1]), identity_poses(1), 1, 1)
+
+
+@pytest.mark.parametrize(("counts", "expected"), [
+    ([[5, 0], [0, 4]], 1.0),
+    ([[0, 5], [4, 0]], 1.0),
+    ([[7]], 1.0),
+    # 4 pairs together; 6 and 7 pairs in rows and columns of 15: (4 - 2.8) / (6.5 - 2.8)
+    ([[3, 0], [1, 2]], 1.2 / 3.7),
+    # both of two equal parts, met evenly: 2 pairs of 6 - (2 * 2 / 6), below chance
+    ([[1, 1], [1, 1]], -0.5),
+])
+def test_the_adjusted_rand_index(counts, expected):
+    assert adjusted_rand(np.array(counts)) == pytest.approx(expected)
+
+
+def test_the_adjusted_rand_index_of_chance_is_zero(rng):
+    values = []
+    for _ in range(200):
+        counts = np.zeros((4, 3), int)
+        np.add.at(counts, (rng.integers(4, size=300), rng.integers(3, size=300)), 1)
+        values.append(adjusted_rand(counts))
+    assert np.mean(values) == pytest.approx(0, abs=4 * np.std(values) / math.sqrt(200))
 
 
 def test_nothing_to_compare_is_refused():
@@ -207,7 +251,7 @@ def test_inputs_are_left_as_they_are(truth):
     ({"truth_poses": identity_poses(4)}, "have 3, 3, 3 and 4 entries"),
     ({"assign": [0, 1, 2]}, r"assign\[2\]=2 is not allowed: give 0 to 1"),
     ({"assign": [0, -1, 1]}, r"assign\[1\]=-1 is not allowed: give 0 to 1"),
-    ({"classes": [5, 0, 0]}, r"classes\[0\]=5 is not allowed: give 0 to 2"),
+    ({"classes": [5, 0, 0]}, r"classes\[0\]=5 is not allowed: give -1 to 2"),
     ({"assign": [0.0, 1.0, 1.0]}, "assign has the type float64: give whole numbers"),
     ({"poses": np.zeros(3)}, "poses has the type float64: give geometry.POSE"),
     ({"truth_poses": np.zeros(3)}, "truth_poses has the type float64: give geometry.POSE"),
