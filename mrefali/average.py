@@ -104,6 +104,8 @@ class ClassSums:
         Largest absolute pixel of any normalised particle.
     with_ctf : bool
         Whether CTF^2 is summed too.
+    move : callable
+        Of images and poses, :func:`transform` or another interpolation.
 
     Attributes
     ----------
@@ -113,7 +115,8 @@ class ClassSums:
         CTF^2 at whole Fourier pixels, in units of ``ctf_unit``.
     """
 
-    def __init__(self, n_classes, box, n_particles, largest, with_ctf=False):
+    def __init__(self, n_classes, box, n_particles, largest, with_ctf=False, move=transform):
+        self.move = move
         self.sums = np.zeros((n_classes, 2, box, box), np.int64)
         self.unit = _unit(n_particles * LARGEST_GAIN * max(largest, 1.0))
         self.ctf_sums = np.zeros((n_classes, 2, n_radii(box)), np.int64) if with_ctf else None
@@ -133,7 +136,7 @@ class ClassSums:
             Their weights in the Wiener division, see :func:`mrefali.ctf.ctf_sq`.
         """
         half = numbers % 2
-        kernels.add_to_classes(transform(images, poses), assign, half, self.unit, self.sums)
+        kernels.add_to_classes(self.move(images, poses), assign, half, self.unit, self.sums)
         if ctf_sq is not None:
             np.add.at(self.ctf_sums, (assign, half), np.rint(ctf_sq / self.ctf_unit).astype(np.int64))
 

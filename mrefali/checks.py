@@ -17,6 +17,7 @@ from mrefali import average, ctf, geometry, memory, parallel, reference, sharpen
 from mrefali.band import Band
 from mrefali.classes import VANISHED
 from mrefali.errors import InputError
+from mrefali.fourier import EXTRA_GAIN, INTERPOLATIONS
 from mrefali.io import open_stack
 from mrefali.particles import Particles, StackCtf
 from mrefali.refine import AUTO_STOP_ITERATIONS, Settings
@@ -55,6 +56,7 @@ class Options:
     local: bool = False
     lowpass: float | None = None
     highpass: float | None = None
+    interpolation: str = "quadratic"
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,10 @@ def prepare(stack, references, options, comm, poses=None):
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = scan_pixels(particles, *comm.share(particles.n_images))
+    largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
-                        max(comm.all_values(largest)), options.snr, options.vanished, options.center_limit,
-                        options.quiet, tuple(finer), options.subpixel, options.local)
+                        largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
+                        options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation])
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes)
@@ -154,6 +157,8 @@ def _check_options(options):
     if None not in (options.lowpass, options.highpass) and options.highpass >= options.lowpass:
         raise InputError(f"highpass={options.highpass:g} is not below lowpass={options.lowpass:g}, which leaves "
                          "nothing to align by: give a lower highpass, or a higher lowpass")
+    if options.interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation={options.interpolation} is not known: give {' or '.join(INTERPOLATIONS)}")
     return options
 
 

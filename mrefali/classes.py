@@ -159,7 +159,8 @@ def _split_largest(members, found, references, particles, settings, rng):
         middle = (len(piece) + 1) // 2
         pieces[largest], worse = piece[:middle], np.sort(piece[middle:])
         details.debug("class %d: takes the %d particles of class %d that fit it worse", k, len(worse), largest)
-        sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None)
+        sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
+                                 settings.move)
         for first in range(0, len(worse), particles.block_size):
             numbers = worse[first:first + particles.block_size]
             sums.add(particles.read(numbers), found.poses[numbers], np.zeros(len(numbers), np.int32), numbers,

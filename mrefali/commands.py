@@ -13,7 +13,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                ts: tuple = 1.0, center: int = 1, maxit: int = 10, CTF: bool = False, snr: float = 1.0,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                mirror: bool = True, subpixel: bool = False, lowpass: float = None, highpass: float = None,
-               vanished: str = "random", center_limit: float = None,
+               vanished: str = "random", center_limit: float = None, interpolation: str = "quadratic",
                threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
                live: bool = False, resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """Align the particles of a stack to several references and average each class.
@@ -72,6 +72,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         what replaces a class of fewer than four
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
+    interpolation : str, quadratic or fourier
+        how values between pixels are found for the averages
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -100,8 +102,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                rand_seed, MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass, highpass=highpass, vanished=vanished,
-               center_limit=center_limit, threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live,
-               resume=resume, save_every=save_every, write_back=write_back)
+               center_limit=center_limit, interpolation=interpolation, threads=threads, max_memory=max_memory,
+               quiet=quiet, check=check, live=live, resume=resume, save_every=save_every, write_back=write_back)
 
 
 def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,

@@ -1,6 +1,6 @@
 """Images as band-limited functions: moved by their poses, as :func:`mrefali.average.transform` does; shrunk.
 
-Arrays in, arrays out: this module knows no file and no rank. Imports geometry and reference only.
+Arrays in, arrays out: this module knows no file and no rank. Imports average, geometry and reference only.
 """
 
 import numpy as np
@@ -8,8 +8,13 @@ import scipy.fft
 from scipy.ndimage import map_coordinates
 from scipy.signal import resample
 
+from mrefali import average
 from mrefali.geometry import inverse_shift
 from mrefali.reference import fourier_shift
+
+#: How much larger than by ``average.LARGEST_GAIN`` the largest pixel may become: a band-limited function may swing far
+#: beyond its samples, some 6 times per axis and pass in a box of 1024 px if all of them conspire.
+EXTRA_GAIN = 64.0
 
 #: Samples a pixel, each way, of the grid on which a rotation is read.
 OVERSAMPLING = 4
@@ -84,3 +89,7 @@ def shrink(images, factor):
     kept[:, rows, columns] = spectra[:, rows, columns]
     small = scipy.fft.irfft2(kept, s=(m, m)) / factor**2
     return scipy.fft.fftshift(small, axes=(1, 2)).astype(np.float32, copy=False)
+
+
+#: The ways to find values between pixels, by name.
+INTERPOLATIONS = {"quadratic": average.transform, "fourier": transform}

@@ -54,6 +54,8 @@ class Settings:
         Refine the poses that there are, each against its class, and search nothing.
     band : Band
         What the alignment sees of the references.
+    move : callable
+        Of images and poses; how particles are carried into the averages, see ``fourier.INTERPOLATIONS``.
     """
 
     search: Search
@@ -71,6 +73,7 @@ class Settings:
     subpixel: bool = False
     local: bool = False
     band: Band = Band()
+    move: object = average.transform
 
     @property
     def stages(self):
@@ -230,7 +233,7 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
     n = len(poses)
     aligner = Aligner(references, settings, number)
     sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
-                             particles.ctf is not None)
+                             particles.ctf is not None, settings.move)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
     with progress(particles.n_images, number, settings.most_iterations, comm.is_root and not settings.quiet) as bar:
         for block, images in particles.stream(start, start + n):

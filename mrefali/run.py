@@ -37,8 +37,8 @@ TIMED_PARTICLES = 32
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
                mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-               threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0,
-               write_back="journal"):
+               interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False,
+               resume=False, save_every=0, write_back="journal"):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -87,6 +87,9 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         ``split`` the worse half of the largest class, ``keep`` the reference it had.
     center_limit : float, optional, px
         An average whose centre lies farther out is left where it is.
+    interpolation : str
+        How values between pixels are found where particles are moved into the averages: ``quadratic`` as the original,
+        ``fourier`` for band-limited images, slower and with less loss near Nyquist.
     threads : int
         Threads of this process; 0: all cores it may use, shared among the MPI ranks that may use the same.
     max_memory : str or int, optional
@@ -118,7 +121,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     _run_on_files(Options(
         mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF, snr=snr,
         function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
-        mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass), call)
+        mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass,
+        interpolation=interpolation), call)
 
 
 def local_ali2d(stack, refim, outdir, maskfile=None, *, ir=1, ou=-1, center=4, maxit=10, CTF=False, snr=1.0,
@@ -240,7 +244,7 @@ class Aligned:
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
           function="ref_ali2d", rand_seed=1000, mirror=True, subpixel=False, lowpass=None, highpass=None,
-          vanished="random", center_limit=None, threads=0, quiet=False):
+          vanished="random", center_limit=None, interpolation="quadratic", threads=0, quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -252,7 +256,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
     ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, subpixel, lowpass, highpass, vanished, \
-center_limit, threads, quiet
+center_limit, interpolation, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -264,7 +268,7 @@ center_limit, threads, quiet
         plan = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), Options(
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
             rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet, mirror=mirror,
-            subpixel=subpixel, lowpass=lowpass, highpass=highpass), comm, poses)
+            subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation), comm, poses)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
@@ -422,7 +426,7 @@ def _search_and_sum_few(plan, n_particles):
     stage, few = plan.settings.stages[0], slice(0, n_particles)
     aligner = Aligner(plan.references, stage, 0)
     sums = average.ClassSums(len(plan.references), plan.stack.box, plan.stack.n_images, plan.settings.largest,
-                             plan.particles.ctf is not None)
+                             plan.particles.ctf is not None, plan.settings.move)
     began = time.perf_counter()
     images = plan.particles.read(few)
     found = aligner(images, plan.poses[few], None if plan.classes is None else plan.classes[few])

@@ -8,14 +8,12 @@ import os
 
 import numpy as np
 
-from mrefali import average, fourier
 from mrefali.errors import InputError
+from mrefali.fourier import INTERPOLATIONS
 from mrefali.geometry import identity_poses, to_matrices
 from mrefali.io import is_bdb, open_stack, write_images
 
 logger = logging.getLogger(__name__)
-
-INTERPOLATIONS = {"quadratic": average.transform, "fourier": fourier.transform}
 
 #: Pixels held at a time.
 BLOCK_BYTES = 32 << 20

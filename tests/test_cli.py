@@ -49,8 +49,8 @@ def alignment(monkeypatch):
     calls = []
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-                   rand_seed, MPI, *, mirror, subpixel, lowpass, highpass, vanished, center_limit, threads, max_memory,
-                   quiet, check, live, resume, save_every, write_back):
+                   rand_seed, MPI, *, mirror, subpixel, lowpass, highpass, vanished, center_limit, interpolation,
+                   threads, max_memory, quiet, check, live, resume, save_every, write_back):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -65,8 +65,9 @@ def test_defaults_reach_the_alignment(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
-        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None, threads=0,
-        max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
+        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
+        interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+        save_every=0, write_back="journal")]
 
 
 def test_an_old_script_runs_word_for_word(alignment):
@@ -76,8 +77,9 @@ def test_an_old_script_runs_word_for_word(alignment):
     assert alignment == [dict(
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
         ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
-        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None, threads=0,
-        max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
+        mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
+        interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+        save_every=0, write_back="journal")]
 
 
 @pytest.mark.parametrize(("words", "name", "value"), [
