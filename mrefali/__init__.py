@@ -14,6 +14,7 @@ _HOMES = {
     "simulate": "simulation",
     "demo": "demonstration",
     "evaluate": "evaluation",
+    "null": "control",
     "info": "information",
     "header": "headers",
     "transform2d": "transforms",

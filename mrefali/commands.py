@@ -73,7 +73,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
-        how values between pixels are found for the averages
+        how particles are moved into the averages
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -306,6 +306,76 @@ def _print_evaluation(found):
     for c in found["classes"]:
         print(f"{c['class']:5}  {c['particles']:9}  {c['view'] if c['view'] >= 0 else '-':>4}  "
               f"{shown(c['resolution_px'], '.2f')}")
+
+
+def null(stack: str, refs: str, outdir: str, mask: str = None, *,
+         ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0, ts: float = 1.0,
+         center: int = 1, maxit: int = 1, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
+         rand_seed: int = 1000, threads: int = 0, quiet: bool = False):
+    """Align noise with the spectrum of the particles to the same references.
+
+    What correlation and FRC such noise reaches is bias alone; what the particles reach stands beside it, in
+    OUTDIR/null.csv. OUTDIR/particles and OUTDIR/noise have the averages. The headers of STACK stay as they are.
+
+    Parameters
+    ----------
+    stack : str
+        particles, as for mref_ali2d
+    refs : str
+        references, as for mref_ali2d
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        mask; without it a disc of radius ou
+    ir : int, px, 1 to ou
+        first ring
+    ou : int, px, ir to below n/2 - 1, or -1
+        last ring; -1 stands for n//2 - 2
+    rs : int, px, at least 1
+        step from ring to ring
+    xr : float, px, at least 0
+        search in x, from -xr to xr
+    yr : float, px, at least 0
+        search in y, from -yr to yr
+    ts : float, px, at least 0.01
+        step of the search
+    center : int, -1 to 3
+        as for mref_ali2d
+    maxit : int, at least 0
+        iterations; 0 is at most 10, ended when the criterion falls
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    function : str, or FILE.py:NAME
+        makes references of averages
+    rand_seed : int, at least 0
+        seed of the noise
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    quiet : bool
+        print warnings only
+
+    Examples
+    --------
+    mrefali null stack.hdf refs.hdf control --ou=27 --xr=3 --yr=3
+    """
+    from mrefali.control import null
+
+    rows = null(stack, refs, outdir, mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit,
+                CTF=CTF, snr=snr, function=function, rand_seed=rand_seed, threads=threads, quiet=quiet)
+    if not quiet:
+        _print_null([row for row in rows if row["iteration"] == rows[-1]["iteration"]])
+
+
+def _print_null(rows):
+    """One line a class, what noise reached in brackets."""
+    print("particles (noise): count, correlation of the average with its reference, FRC above 0.143 down to, px")
+    for row in rows:
+        cells = [f"{row[name]:{form}} ({row[name + '_noise']:{form}})" if "" not in (row[name], row[name + "_noise"])
+                 else "vanished" for name, form in (("count", "d"), ("correlation", ".3f"),
+                                                    ("resolution_0.143_px", ".2f"))]
+        print(f"class {row['class']}: {', '.join(cells)}")
 
 
 def info(file: str):
@@ -574,5 +644,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, info, header, transform2d, convert, select, recenter,
+COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, null, info, header, transform2d, convert, select, recenter,
             report, watch, montage)
