@@ -644,5 +644,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, null, info, header, transform2d, convert, select, recenter,
-            report, watch, montage)
+COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, null, info, header, transform2d, convert, select,
+            recenter, report, watch, montage)

@@ -75,9 +75,9 @@ class NoiseStack:
         """The CTFs of the stack, as its ``ctf`` gives them."""
         return self.stack.ctf()
 
-    def column(self, name):
-        """The header ``name`` of the stack's images."""
-        return self.stack.column(name)
+    def values(self, name):
+        """The header ``name`` of the stack's images, one after the other."""
+        return self.stack.values(name)
 
 
 def null(stack, refs, outdir, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=1, CTF=False,
@@ -137,7 +137,7 @@ def _run(plan, path):
             output.write_iteration(iteration)
             figures.append([_figures(c, k, iteration, references[k], core) for k, c in enumerate(iteration.classes)])
             references = iteration.averages
-        output.write_end(iteration)
+        output.write_end(iteration.number)
     return figures
 
 

@@ -97,7 +97,7 @@ def test_maximum_likelihood_reaches_the_bound_at_high_snr():
 
 def test_maximum_likelihood_reaches_the_bound_under_a_ctf():
     # round, and of little enough defocus that its rings are wider than a Fourier pixel
-    parameters = np.array((0.3, 0, 0, 0, 10, 300, 2.7, 2.0), ctf.CTF_PARAMETERS)
+    parameters = np.array((0.3, 0, 0, 0, 10, 300, 2.7, 2.0, 0), ctf.CTF_PARAMETERS)
     transfer = ctf.ctf(parameters, BOX)
 
     def filtered(images):
