@@ -540,7 +540,7 @@ def test_check_says_ranges_and_estimates_and_touches_nothing(files, tmp_path, ca
     assert "an iteration" in out
     assert "for 4, on" in out
     assert "MB of memory" in out
-    assert len(out.splitlines()) == 2
+    assert len(out.splitlines()) == 3
     assert small.snapshot(tmp_path) == before
 
 

@@ -22,12 +22,12 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 #: The main job with an iteration that never ends, or with a compilation that swallows what is raised in it.
 SLOW = """
 import sys, time
-from mrefali import cli, refine, run
+from mrefali import aligner, cli, warmup
 place, *words = sys.argv[1:]
-whole, search = refine.align, run.search_particles
+whole, search = aligner.align, warmup.align
 def endless(*arguments):
-    if place == "second" and not hasattr(refine, "began"):
-        refine.began = True
+    if place == "second" and not hasattr(aligner, "began"):
+        aligner.began = True
     elif place in ("first", "second"):
         print("here", flush=True)
         while True:
@@ -41,7 +41,7 @@ def swallow(*arguments):
         except KeyboardInterrupt:
             pass
     return search(*arguments)
-refine.align, run.search_particles = endless, swallow
+aligner.align, warmup.align = endless, swallow
 sys.exit(cli.main(["mref_ali2d", *words]))
 """
 
