@@ -282,7 +282,7 @@ def test_the_mirror_is_chosen_only_where_it_is_better():
 
 @pytest.mark.parametrize("step", [1, 0.5])
 def test_without_mirrors_the_best_straight_pose_is_found(step):
-    search, n = Search(20, 1, 6, 1, 1, 1, step, mirror=False), 12 if JIT else 2
+    search, n = Search(20, 1, 6, 1, 1, 1, step, mirror=False), 12 if JIT else 6
     images, references = noise(n, 20, 20), noise(3, 20, 20, seed=9)
     found = align(images, identity_poses(n), ring_spectra(references, search), search)
     spectra = [naive.reference_spectra(reference.astype(float), 1, 6, 1) for reference in references]

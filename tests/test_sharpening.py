@@ -166,7 +166,7 @@ def test_inputs_are_not_written():
 
 
 def test_no_pose_moves_farther_than_it_may():
-    n_particles, ou = (40 if JIT else 4), 15
+    n_particles, ou = (40 if JIT else 12), 15
     noise = np.random.default_rng(0).standard_normal((n_particles, 40, 40)).astype(np.float32)
     views = simulate_particles(2, 2, 40, snr=np.inf).views
     start = Alignments(np.zeros(n_particles, np.int32), make_poses(np.linspace(0, 350, n_particles), 1, -1),
