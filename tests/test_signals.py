@@ -65,7 +65,8 @@ def stop(files, place, number, *words, launcher=()):
     finally:
         process.kill()
     lines = [line for line in err.splitlines() if line.startswith("mrefali:") and "warning" not in line]
-    assert "Traceback" not in err
+    # Python itself reports an exception that comes within a weak reference's end, and goes on
+    assert "Traceback" not in err.partition("Exception ignored in")[0]
     return process.returncode, lines
 
 

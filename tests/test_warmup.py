@@ -13,10 +13,10 @@ from mrefali.parallel import SERIAL
 def test_a_run_calls_nothing_that_the_warm_up_has_not(tmp_path):
     """Were a type another, all ranks would compile it at the same time."""
     warmup.compile_kernels(SERIAL)
-    called = ("search", "describe", "subtract_and_divide", "transform", "add_to_classes")
+    called = ("search", "describe", "subtract_and_divide", "transform", "add_to_classes", "sharpen")
     before = {name: len(getattr(kernels, name).signatures) for name in called}
     assert min(before.values()) >= 1
-    mrefali.mref_ali2d(*small.write(tmp_path), str(tmp_path / "out"), maxit=2, **small.OPTIONS)
+    mrefali.mref_ali2d(*small.write(tmp_path), str(tmp_path / "out"), maxit=2, subpixel=True, **small.OPTIONS)
     assert {name: len(getattr(kernels, name).signatures) for name in called} == before
     assert set(called) == {name for name, value in vars(kernels).items()
                            if getattr(value, "targetoptions", {}).get("parallel")}
