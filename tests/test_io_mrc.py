@@ -140,3 +140,14 @@ def test_images_beyond_those_of_the_header_are_not_lost_without_a_word(tmp_path)
         open_stack(path)
     path.write_bytes(data[:-1100])  # less than an image more is none
     assert open_stack(path).n_images == 5
+
+
+def test_room_for_an_extended_header_is_made_in_the_order_of_the_file_alone(tmp_path):
+    """In the other byte order the length would fit; a spoilt stamp leaves it to the mode which order it is."""
+    path = tmp_path / "a.mrcs"
+    formats.write_mrc(path)
+    data = bytearray(path.read_bytes())
+    data[92:96], data[212:216] = (16).to_bytes(4, "big"), b"\xff" * 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="a.mrcs is no MRC file, or cut short: its extended header would end beyond"):
+        open_stack(path)

@@ -3,15 +3,15 @@
 ``mrcfile`` reads and judges the headers; the pixels are mapped into memory from where it says they are.
 """
 
+import io
 import logging
 import os
 import warnings
-from contextlib import closing
 from typing import NamedTuple
 
 import mrcfile
 import numpy as np
-from mrcfile.mrcfile import MrcFile
+from mrcfile.mrcinterpreter import MrcInterpreter
 
 from mrefali.errors import InputError
 from mrefali.io.stack import ReadOnlyStack
@@ -54,27 +54,27 @@ def read_layout(path):
     """
     size = _file_size(path)
     with open(path, "rb") as file:
-        extended = file.read(HEADER_BYTES)[92:96]
+        start = bytearray(file.read(HEADER_BYTES))
     # mrcfile makes room for the extended header before it looks whether there is one
-    if size >= HEADER_BYTES and not any(0 <= int.from_bytes(extended, order, signed=True) <= size - HEADER_BYTES
-                                        for order in ("little", "big")):
-        raise InputError(f"{path} is no MRC file, or cut short: its extended header would end beyond its {size} bytes; "
-                         f"copy it again")
+    extended, start[92:96] = bytes(start[92:96]), bytes(len(start[92:96]))
     try:
         with warnings.catch_warnings(record=True) as complaints:
             warnings.simplefilter("always")
-            with closing(MrcFile(path, permissive=True, header_only=True)) as file:
-                header = file.header
-                dtype = mrcfile.utils.data_dtype_from_header(header)
+            header = MrcInterpreter(io.BytesIO(start), permissive=True, header_only=True).header
+            dtype = mrcfile.utils.data_dtype_from_header(header)
     except ValueError as error:
         raise InputError(f"{path} is no MRC file that can be read ({error}): copy it again, or convert it") from None
+    n_extended = int.from_bytes(extended, "big" if header.nx.dtype.byteorder == ">" else "little", signed=True)
+    if not 0 <= n_extended <= size - HEADER_BYTES:
+        raise InputError(f"{path} is no MRC file, or cut short: its extended header would end beyond its {size} bytes; "
+                         f"copy it again")
     nx, ny, nz = (int(header[name]) for name in ("nx", "ny", "nz"))
     if min(nx, ny, nz) <= 0 or dtype.kind not in "iuf":
         raise InputError(f"{path} has {nz} images of {nx} x {ny} pixels of type {dtype}: give real numbers, at least "
                          f"one image")
     if nx != ny:
         raise InputError(f"{path} has images of {nx} x {ny} pixels: only square images can be used; pad or clip them")
-    offset = HEADER_BYTES + int(header.nsymbt)
+    offset = HEADER_BYTES + n_extended
     needed = offset + nz * ny * nx * dtype.itemsize
     if size < needed:
         raise InputError(f"{path} is cut short: it has {size} bytes, its {nz} images of {nx} x {nx} pixels need "
