@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -108,8 +109,7 @@ def write_mrc(folder):
 
 def read_star(folder):
     """As ``read_any``, and 3 where there are as many particles as lines that can be one: a STAR knows no count."""
-    lines = [line for line in (folder / "Select/particles.star").read_text("utf-8", "replace").splitlines()
-             if "@Extract" in line]
+    lines = re.findall(rb"^\s*[0-9]+@", (folder / "Select/particles.star").read_bytes(), re.MULTILINE)
     n_images = read_any(folder)
     return 3 if n_images == len(lines) else n_images
 
