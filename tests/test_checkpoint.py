@@ -98,6 +98,7 @@ PLACES = {
 }
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("name", "number"), [
     ("searching", 1), ("searching", 3), ("writing-averages", 2), ("writing-history", 2), ("writing-poses", 3),
@@ -146,6 +147,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path, never_ended):
     assert_same(tmp_path / "run", never_ended)
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 3), (3, 1)])
 def test_the_number_of_ranks_may_change(tmp_path, never_ended, before, after):
     """Two iterations on so many ranks, the others on as many."""
@@ -156,6 +158,7 @@ def test_the_number_of_ranks_may_change(tmp_path, never_ended, before, after):
     assert_same(folder, never_ended, log=False)  # which says of how many
 
 
+@pytest.mark.jit_only
 def test_the_number_of_threads_may_change(tmp_path, never_ended):
     folder = tmp_path / "run"
     files(folder)

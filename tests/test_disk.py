@@ -20,6 +20,8 @@ from mrefali.io import open_stack
 
 MAXIT = 2
 
+pytestmark = pytest.mark.jit_only  # whole runs by the hundred
+
 
 def call(folder, *words):
     names = [str(folder / name) for name in ("stack.hdf", "refs.hdf", "out")]

@@ -13,6 +13,7 @@ from mrefali.io import open_stack
 FEW, MANY = (-(-n // len(fuzz.FORMATS)) for n in (2000, 20_000))
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("n", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", fuzz.FORMATS)
 def test_damaged_files_are_refused_or_read_right(tmp_path, name, n):

@@ -60,6 +60,7 @@ def leave_journal(path, version=1, write=0):
 # ---- the power fails
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("write_back", WAYS)
 @pytest.mark.parametrize("version", [1, 2], ids=["new-headers", "headers-in-place"])
 def test_after_a_power_cut_at_any_call_all_headers_are_old_or_all_new(tmp_path, stack, version, write_back):
@@ -118,6 +119,7 @@ def kill(*words):
     return json.loads(done.stdout)
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("write_back", WAYS)
 def test_a_writer_killed_at_any_call_leaves_all_old_or_all_new(write_back):
     count = kill("every-call", write_back)
@@ -128,6 +130,7 @@ def test_a_writer_killed_at_any_call_leaves_all_old_or_all_new(write_back):
         assert min(count["journal"], count["unready"]) > 5
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("write_back", WAYS)
 @pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_random_leaves_all_old_or_all_new(write_back, n):

@@ -17,6 +17,8 @@ from mrefali.errors import Stopped
 from mrefali.io import open_stack
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
+pytestmark = pytest.mark.jit_only  # whole runs
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 #: The main job with an iteration that never ends, or with a compilation that swallows what is raised in it.
