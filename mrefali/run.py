@@ -415,10 +415,11 @@ def _stopping(state):
     """Have a signal that ends a run say the state of things, which the function ``state`` tells."""
     try:
         yield
-    except Stopped as error:
-        if error.state is None:
-            raise Stopped(error.number, state()) from None
-        raise
+    except (Stopped, Exception) as error:  # a library that is interrupted can end by an exception of its own
+        number = signals.received() if isinstance(error, Exception) else error.number
+        if number is None or getattr(error, "state", None) is not None:
+            raise
+        raise Stopped(number, state()) from None
 
 
 def _search_and_sum_few(plan, n_particles):

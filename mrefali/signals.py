@@ -29,10 +29,19 @@ def stopping():
     _received.clear()
     try:
         yield
+    except Exception as error:
+        if _received:  # its exception was lost in that of a library it came to
+            raise Stopped(_received[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         _received.clear()
+
+
+def received():
+    """The number of the signal that has come; None if none has."""
+    return _received[0] if _received else None
 
 
 def check():

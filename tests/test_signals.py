@@ -15,6 +15,7 @@ from test_io_hdf import contents
 from mrefali import cli, signals
 from mrefali.errors import Stopped
 from mrefali.io import open_stack
+from mrefali.run import _stopping
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 pytestmark = pytest.mark.jit_only  # whole runs
@@ -46,6 +47,15 @@ def swallow(*arguments):
 aligner.align, warmup.align = endless, swallow
 sys.exit(cli.main(["mref_ali2d", *words]))
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """The search is in the cache, so that a run comes to its iterations at once."""
+    folder = tmp_path_factory.mktemp("compiled")
+    small.write(folder)
+    names = [str(folder / name) for name in ("stack.hdf", "refs.hdf", "out")]
+    assert cli.main(["mref_ali2d", *names, *small.WORDS, "--maxit=1"]) == 0
 
 
 @pytest.fixture
@@ -115,6 +125,37 @@ def test_what_is_raised_where_it_is_lost_is_raised_again():
             signals.check()
         signal.raise_signal(signal.SIGTERM)  # a launcher repeats it: no second exception within what cleans up
     signals.check()
+
+
+def test_an_exception_that_took_the_place_of_the_signals_is_not_the_end():
+    """As of a compiler that is interrupted within, and then misses what it has not finished."""
+    def compile_():
+        with signals.stopping():
+            try:
+                signal.raise_signal(signal.SIGUSR1)
+            finally:
+                raise RuntimeError("no compiled object yet")
+
+    with pytest.raises(Stopped, match="^stopped by SIGUSR1: "):
+        compile_()
+
+    def run():
+        with signals.stopping(), _stopping(lambda: "two are finished"):
+            compile_within()
+
+    def compile_within():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("no compiled object yet") from None
+
+    with pytest.raises(Stopped, match="^stopped by SIGTERM: two are finished$"):
+        run()
+
+
+def test_without_a_signal_an_exception_stays_what_it_is():
+    with pytest.raises(ZeroDivisionError), signals.stopping(), _stopping(lambda: "two are finished"):
+        1 / 0  # noqa: B018
 
 
 def test_handlers_are_put_back():
