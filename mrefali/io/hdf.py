@@ -22,7 +22,7 @@ from mrefali.io import lock
 from mrefali.io.hdf_headers import Datasets, MappedFile, alike, find_in_groups, only_member
 from mrefali.io.journal import changing, copy_name, flocked, forget, recover
 from mrefali.io.stack import FileStack
-from mrefali.io.whole import check_writable, keep_owner, replacing_durably
+from mrefali.io.whole import UnfailingFile, check_writable, keep_owner, replacing_durably
 
 #: A 3x4 matrix as EMAN2 stores it.
 MATRIX = np.dtype([(f"{row}{column}", "<f4") for row in range(3) for column in range(4)])
@@ -179,7 +179,9 @@ class HdfStack(FileStack):
                 with replacing_durably(target, copy_name(target)) as temporary:
                     shutil.copy2(target, temporary)
                     keep_owner(target, temporary)
-                    self._write_encoded(temporary, encoded)
+                    with UnfailingFile(temporary, "r+") as file:
+                        self._write_encoded(file, encoded)
+                        file.check()
             else:
                 with changing(target) as overlay:
                     self._write_encoded(overlay, encoded)
@@ -280,10 +282,11 @@ def _write_images(path, temporary, pairs, pixel_size_A):
     itself. These groups come last; all others are of the kind that EMAN2 makes.
     """
     large = []
-    with _open_new(path, temporary) as file:
+    with _open_new(path, temporary) as (file, raw):
         group = file.create_group("MDF/images")
         i = -1
         for i, (image, header) in enumerate(pairs):
+            raw.check()
             attributes = _attributes(f"image {i} of {path}", image, header, pixel_size_A)
             if max(value.nbytes for value in attributes.values()) > COMPACT_BYTES:
                 large.append((i, image, attributes))
@@ -291,7 +294,7 @@ def _write_images(path, temporary, pairs, pixel_size_A):
                 _write_image(group.id, i, image, attributes)
         group.attrs["imageid_max"] = np.array([i], "<i4")
     if large:
-        with h5py.File(temporary, "r+", libver=("v108", "v108")) as file:
+        with _writing(temporary, "r+", ("v108", "v108")) as (file, _):
             group = file["MDF/images"]
             for i, image, attributes in large:
                 _write_image(group.id, i, image, attributes)
@@ -770,19 +773,36 @@ def _open_file(path, mode, instead=None):
                          f"damaged") from None
 
 
+@contextmanager
 def _open_new(path, temporary):
-    """``h5py.File`` of the new file ``temporary``; its errors speak of ``path``, which it is to become."""
+    """``h5py.File`` and file of the new file ``temporary``; errors speak of ``path``, which it is to become."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a directory: give the name of a file to write")
     try:
-        return h5py.File(temporary, "w", libver="earliest")
+        open(temporary, "wb").close()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}, make it "
                                 f"first") from None
     except PermissionError as error:
         raise PermissionError(f"{path} cannot be written: no new file is allowed in {folder} "
                               f"({os.strerror(error.errno)})") from None
+    with _writing(temporary, "w", "earliest") as opened:
+        yield opened
+
+
+@contextmanager
+def _writing(path, mode, libver):
+    """``h5py.File`` and file of a file that is there; the disk's failure is raised when HDF5 has closed it."""
+    with UnfailingFile(path, "r+") as raw:
+        try:
+            with h5py.File(raw, mode, libver=libver) as file:
+                yield file, raw
+        except Exception as error:
+            if raw.failure not in (None, error):  # what came of it
+                raise raw.failure from error
+            raise
+        raw.check()
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class Overlay(io.RawIOBase):
         self._slots = {}  # sector of the file -> its place in the part
         self._before = array("I")  # CRC of each as it is in the file, in order of place
         self._alike, self._alike_crcs = array("Q"), array("I")  # sectors that were written as they are, and their CRCs
-        self.failure = None  # of the disk; HDF5 would hide it
+        self.failure = None  # of the disk; HDF5 must not hear of it (whole.UnfailingFile)
 
     def seekable(self):
         return True
@@ -127,7 +127,6 @@ class Overlay(io.RawIOBase):
                     self._alike_crcs.append(zlib.crc32(old[within]))
         except OSError as error:
             self.failure = self.failure or error
-            raise
         self._position, self._size = end, max(self._size, end)
         return len(data)
 
@@ -196,6 +195,8 @@ def changing(path):
             overlay = Overlay(file, descriptor)
             try:
                 yield overlay
+                if overlay.failure is not None:
+                    raise overlay.failure
                 if not overlay.changed:
                     os.unlink(part)
                     return
@@ -206,7 +207,7 @@ def changing(path):
                 overlay.restore_size()
                 for name in (part, journal):
                     _remove(name)
-                if overlay.failure is not None:  # of which HDF5 tells in words of its own
+                if overlay.failure not in (None, error):  # what came of it
                     raise overlay.failure from error
                 raise
         _finish(file, journal)

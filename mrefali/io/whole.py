@@ -1,5 +1,6 @@
 """Files that are written whole or not at all. Imports errors of ours only."""
 
+import io
 import os
 import shutil
 from contextlib import contextmanager, suppress
@@ -32,6 +33,42 @@ def replacing_durably(path, temporary=None):
         yield temporary
         sync(temporary)
     sync(os.path.dirname(path) or ".")
+
+
+class UnfailingFile(io.FileIO):
+    """A file for HDF5 to write, which never hears that it cannot be written to.
+
+    After a write that failed HDF5 may crash, then or in a later file. So the first failure is kept for :meth:`check`.
+    """
+
+    failure = None
+
+    def write(self, data):
+        data = memoryview(data).cast("B")
+        self._try(self._write_all, data)
+        return len(data)
+
+    def truncate(self, size=None):
+        self._try(super().truncate, size)
+        return size
+
+    def flush(self):
+        """Nothing: what matters is synced in the end."""
+
+    def check(self):
+        """Raise the first failure, if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _write_all(self, data):
+        while data:
+            data = data[super().write(data):]
+
+    def _try(self, call, *arguments):
+        try:
+            call(*arguments)
+        except OSError as error:
+            self.failure = self.failure or error
 
 
 def check_writable(path, stack, needed, purpose):
