@@ -60,12 +60,15 @@ def path_in(outdir):
 
 def save(outdir, checkpoint):
     """Write a checkpoint, whole or not at all; the one before is replaced."""
-    state = dataclasses.asdict(checkpoint.state)
+    state = dict(vars(checkpoint.state))  # not asdict, which would copy what there is of every particle
     arrays = {name: np.ascontiguousarray(state.pop(name), dtype) for name, (dtype, _) in ARRAYS.items()}
-    about = {**dataclasses.asdict(checkpoint), "state": state, "shapes": {k: a.shape for k, a in arrays.items()}}
-    data = json.dumps(about).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
+    about = {**vars(checkpoint), "state": state, "shapes": {k: a.shape for k, a in arrays.items()}}
+    check = 0
     with replacing_durably(path_in(outdir)) as temporary, open(temporary, "wb") as file:
-        file.write(data + b"%08x" % zlib.crc32(data))
+        for piece in (json.dumps(about).encode() + b"\n", *(a.view(np.uint8).reshape(-1) for a in arrays.values())):
+            file.write(piece)
+            check = zlib.crc32(piece, check)
+        file.write(b"%08x" % check)
 
 
 def load(outdir):
@@ -84,17 +87,16 @@ def load(outdir):
     except FileNotFoundError:
         raise FileNotFoundError(f"{outdir} has no checkpoint, so there is nothing to resume: give a new OUTDIR without "
                                 f"--resume") from None
-    data, check = whole[:-8], whole[-8:]
-    if check != b"%08x" % zlib.crc32(data):
+    if whole[-8:] != b"%08x" % zlib.crc32(memoryview(whole)[:-8]):
         raise InputError(f"{path} is damaged, so the run cannot be resumed: start in a new OUTDIR, from the poses in "
                          f"{outdir}/poses.csv and the last averages")
-    line, _, rest = data.partition(b"\n")
-    about = json.loads(line)
-    arrays, at = {}, 0
+    at = whole.index(b"\n") + 1
+    about = json.loads(whole[:at])
+    arrays = {}
     for name, (dtype, _) in ARRAYS.items():
         shape = about["shapes"][name]
-        size = math.prod(shape) * dtype.itemsize
-        arrays[name], at = np.frombuffer(rest[at:at + size], dtype).reshape(shape).copy(), at + size
+        arrays[name] = np.frombuffer(whole, dtype, math.prod(shape), at).reshape(shape).copy()
+        at += arrays[name].nbytes
     state = about.pop("state") | arrays
     version, numbers, gauss = state["random"]
     state["random"] = version, tuple(numbers), gauss
@@ -181,7 +183,11 @@ def pose_checksum(poses, assign):
 
 def as_read(poses):
     """Poses as they are read from the headers they were written to, which hold float32 matrices."""
-    return geometry.from_matrices(geometry.to_matrices(poses).astype(np.float32).astype(np.float64))
+    read = np.empty_like(poses)
+    for first in range(0, len(poses), geometry.CONVERTED_AT_ONCE):
+        some = slice(first, first + geometry.CONVERTED_AT_ONCE)
+        read[some] = geometry.from_matrices(geometry.to_matrices(poses[some]).astype(np.float32).astype(np.float64))
+    return read
 
 
 def check_same(outdir, checkpoint, now, headers):

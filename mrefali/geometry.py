@@ -15,6 +15,9 @@ from mrefali.errors import InputError
 #: One pose a particle: alpha in degrees, sx and sy in px, mirror 0 or 1.
 POSE = np.dtype([("alpha", "f8"), ("sx", "f8"), ("sy", "f8"), ("mirror", "i4")])
 
+#: Poses to be made matrices of, or of matrices, at a time: a matrix takes four times the memory.
+CONVERTED_AT_ONCE = 4096
+
 
 def make_poses(alpha, sx=0.0, sy=0.0, mirror=0):
     """Poses from their four parameters.

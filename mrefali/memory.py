@@ -12,7 +12,7 @@ BLOCK_BYTES = 64 << 20
 BLOCKS_HELD = 3
 
 #: Of a particle: its poses, classes and peaks before and after, and what is made of them for tables and headers.
-PARTICLE_BYTES = 500
+PARTICLE_BYTES = 200
 
 #: Of a pixel of a reference: ring spectra and what they are made of, sums of two halves, averages.
 REFERENCE_PIXEL_BYTES = 48

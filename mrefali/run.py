@@ -396,8 +396,7 @@ class _Run:
 
     def _write_headers(self):
         state = self.state
-        self._stack.write_columns({"xform.align2d": geometry.to_matrices(state.poses), "assign": state.assign},
-                                  self._call["write_back"])
+        self._stack.write_columns({"xform.align2d": state.poses, "assign": state.assign}, self._call["write_back"])
         self._headers, self._saved = pose_checksum(as_read(state.poses), state.assign), state.number
 
 

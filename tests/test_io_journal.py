@@ -57,6 +57,24 @@ def leave_journal(path, version=1, write=0):
     assert journal_of(path).exists()
 
 
+# ---- which sectors it has
+
+
+@pytest.mark.parametrize("recent", [1, 3, 1000])
+def test_numbers_keep_the_place_they_were_added_at(monkeypatch, recent):
+    monkeypatch.setattr(journal, "RECENT", recent)
+    numbers = np.random.default_rng(0).permutation(200) * 7 + 2**40
+    places = journal.Places()
+    for place, number in enumerate(numbers.tolist()):
+        assert places.find(number) is None
+        assert places.add(number) == place
+        assert places.find(number) == place
+    assert [places.find(number) for number in numbers.tolist()] == list(range(200))
+    assert [places.find(number) for number in (0, 2**40 - 1, 2**40 + 1, 2**50)] == [None] * 4
+    assert places.in_order().tolist() == numbers.tolist()
+    assert len(places) == 200
+
+
 # ---- the power fails
 
 

@@ -5,8 +5,8 @@ import re
 import large
 import pytest
 
-#: What is promised of a particle, pose and checkpoint included, bytes.
-PROMISED = 500
+#: What is promised of a particle, bytes: 200 and its pose.
+PROMISED = 200 + 32
 
 
 def estimate_bytes(said):
@@ -15,7 +15,7 @@ def estimate_bytes(said):
 
 @pytest.mark.jit_only
 def test_memory_grows_by_no_more_than_promised_of_each_particle(tmp_path):
-    """30,000 particles more are 123 MB more of pixels, and 15 MB of all else."""
+    """30,000 particles more are 123 MB more of pixels, and 7 MB of all else."""
     peaks = []
     for n_particles in (1000, 6000, 36_000):
         words = [*large.write(tmp_path, n_particles, 32), str(tmp_path / f"out{n_particles}")]

@@ -17,7 +17,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5p, h5s, h5t
 
 from mrefali.errors import InputError
-from mrefali.geometry import POSE, to_matrices
+from mrefali.geometry import CONVERTED_AT_ONCE, POSE, to_matrices
 from mrefali.io import lock
 from mrefali.io.hdf_headers import Datasets, MappedFile, alike, find_in_groups, only_member
 from mrefali.io.journal import changing, copy_name, flocked, forget, recover
@@ -396,7 +396,9 @@ def _numbers(what, name, array):
 def _matrices(what, values):
     """``(n,) MATRIX`` from poses or 3x4 matrices, one or many."""
     if getattr(values, "dtype", None) == POSE:
-        values = to_matrices(values)
+        poses, values = values, np.empty((len(values), 3, 4), np.float32)
+        for first in range(0, len(poses), CONVERTED_AT_ONCE):
+            values[first:first + CONVERTED_AT_ONCE] = to_matrices(poses[first:first + CONVERTED_AT_ONCE])
     try:
         matrices = np.ascontiguousarray(values, np.float32)
     except (TypeError, ValueError):

@@ -17,6 +17,7 @@ import struct
 import time
 import zlib
 from array import array
+from bisect import bisect_left
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -38,6 +39,9 @@ MAGIC = b"mrefali1"
 #: Of each sector its number in the file, and the CRC of what is there before. After those that the journal has come
 #: those that HDF5 wrote as they were: if they are not as they were any more, the others do not fit them.
 TABLE = np.dtype([("sector", "<u8"), ("before", "<u4")])
+
+#: How many places are kept where they are found at once, before they are sorted among the others.
+RECENT = 1 << 14
 
 #: What flock says on file systems that have no locks; there nobody can be kept out.
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -66,6 +70,41 @@ def copy_name(path):
 # --- the change
 
 
+class Places:
+    """Whole numbers, each with its place: 0 for the first that was added. A tenth of the memory of a dict."""
+
+    def __init__(self):
+        self._numbers = array("Q")  # in order of place
+        self._sorted, self._places = array("Q"), array("Q")  # of all but the recent
+        self._recent = {}
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def find(self, number):
+        """The place of a number; None if it has none."""
+        place = self._recent.get(number)
+        if place is None:
+            i = bisect_left(self._sorted, number)
+            if i < len(self._sorted) and self._sorted[i] == number:
+                place = self._places[i]
+        return place
+
+    def add(self, number):
+        """The place of a number that had none."""
+        self._recent[number] = len(self._numbers)
+        self._numbers.append(number)
+        if len(self._recent) > RECENT:
+            order = np.argsort(self.in_order())
+            self._sorted, self._places = (array("Q", a.tobytes()) for a in (self.in_order()[order], order))
+            self._recent = {}
+        return len(self._numbers) - 1
+
+    def in_order(self):
+        """All numbers in order of place, (n,) int64."""
+        return np.array(self._numbers, np.int64)
+
+
 class Overlay(io.RawIOBase):
     """An open file as h5py wants it, whose changes go into another file until :meth:`commit`.
 
@@ -79,7 +118,7 @@ class Overlay(io.RawIOBase):
         self._file, self._part = file, part
         self._old_size = self._size = os.fstat(file).st_size
         self._position = 0
-        self._slots = {}  # sector of the file -> its place in the part
+        self._slots = Places()  # of sectors of the file, in the part
         self._before = array("I")  # CRC of each as it is in the file, in order of place
         self._alike, self._alike_crcs = array("Q"), array("I")  # sectors that were written as they are, and their CRCs
         self.failure = None  # of the disk; HDF5 must not hear of it (whole.UnfailingFile)
@@ -122,7 +161,7 @@ class Overlay(io.RawIOBase):
                 within = slice(i * SECTOR, (i + 1) * SECTOR)
                 if new[within] != old[within]:
                     self._put(first + i, new[within], old[within])
-                elif first + i not in self._slots:
+                elif self._slots.find(first + i) is None:
                     self._alike.append(first + i)
                     self._alike_crcs.append(zlib.crc32(old[within]))
         except OSError as error:
@@ -134,30 +173,33 @@ class Overlay(io.RawIOBase):
         """The sectors from ``first`` to before ``stop`` as they are by now; zeros beyond the end of the file."""
         sectors = bytearray(_read_padded(self._file, first, stop))
         for i in range(stop - first):
-            slot = self._slots.get(first + i)
+            slot = self._slots.find(first + i)
             if slot is not None:
                 sectors[i * SECTOR:(i + 1) * SECTOR] = os.pread(self._part, SECTOR, slot * SECTOR)
         return sectors
 
     def _put(self, sector, new, old):
-        slot = self._slots.get(sector)
+        slot, before = self._slots.find(sector), None
         if slot is None:
-            slot = len(self._slots)
-            self._before.append(zlib.crc32(old))
+            slot, before = len(self._slots), zlib.crc32(old)
         _write_all(self._part, new, slot * SECTOR)
-        self._slots[sector] = slot
+        if before is not None:  # now that it is there
+            self._slots.add(sector)
+            self._before.append(before)
 
     @property
     def changed(self):
         """Whether anything is another than in the file."""
-        return bool(self._slots) or self._size != self._old_size
+        return len(self._slots) > 0 or self._size != self._old_size
 
     def commit(self):
         """End the part as a journal: the table of its sectors, and the footer; synced, and room made in the file."""
-        table = np.zeros(len(self._slots) + len(self._alike), TABLE)
-        table["sector"], table["before"] = [*self._slots, *self._alike], [*self._before, *self._alike_crcs]
-        _, first = np.unique(table["sector"], return_index=True)
-        table = table[np.sort(first)]
+        changed = self._slots.in_order()
+        alike, first = np.unique(np.array(self._alike, np.int64), return_index=True)
+        unchanged = ~np.isin(alike, changed)
+        table = np.zeros(len(changed) + unchanged.sum(), TABLE)
+        table["sector"] = np.concatenate([changed, alike[unchanged]])
+        table["before"] = np.concatenate([self._before, np.array(self._alike_crcs, np.uint32)[first[unchanged]]])
         at = len(self._slots) * SECTOR
         _write_all(self._part, table.tobytes(), at)
         at += table.nbytes

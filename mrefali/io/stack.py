@@ -9,10 +9,7 @@ import numpy as np
 from mrefali import pictures
 from mrefali.ctf import CTF_PARAMETERS, LIMITS, check_ctf, format_ctf, parse_ctf
 from mrefali.errors import InputError
-from mrefali.geometry import POSE, from_matrices, identity_poses, to_matrices
-
-#: Poses made of matrices at a time, which take four times their memory.
-CONVERTED_AT_ONCE = 4096
+from mrefali.geometry import CONVERTED_AT_ONCE, POSE, from_matrices, identity_poses, to_matrices
 
 #: Images that a stack shows of itself in Jupyter, their largest side in px, and their quality as a JPEG.
 SHOWN, SHOWN_SIDE, SHOWN_QUALITY = 10, 96, 80
@@ -31,6 +28,13 @@ class FileStack:
         What the file calls each image.
     read_only : bool
         Whether files of the format are never written to.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError
+        On opening, which gives the path of the file.
+    InputError
+        If the file is none of the format, or damaged.
     """
 
     read_only = False
