@@ -104,6 +104,26 @@ def test_after_a_power_cut_at_any_call_all_headers_are_old_or_all_new(tmp_path, 
     assert len(states) > (5 if write_back == "copy" else 20)
 
 
+def test_the_last_sector_may_hold_its_new_bytes_before_the_file_has_its_new_length(stack):
+    before, size = crash.contents(stack), os.path.getsize(stack)
+    assert size % journal.SECTOR  # the sector is no whole one
+    leave_journal(stack)
+    os.truncate(stack, size)
+    last = size // journal.SECTOR
+    with open(journal_of(stack), "rb") as file:
+        _, new_size, n_sectors, table = journal._load(file.fileno(), str(journal_of(stack)))
+        slot = table["sector"][:n_sectors].tolist().index(last)
+        file.seek(slot * journal.SECTOR)
+        new = file.read(size % journal.SECTOR)
+    assert new_size > size
+    with open(stack, "r+b") as file:
+        file.seek(last * journal.SECTOR)
+        assert file.read() != new
+        file.seek(last * journal.SECTOR)
+        file.write(new)
+    assert crash.version_of(stack, before) == 1
+
+
 @pytest.mark.parametrize("name", ["there", "not-there"])
 def test_after_a_power_cut_a_new_stack_is_whole_or_not_there(tmp_path, name):
     path, images, states, found = tmp_path / "new.hdf", np.ones((3, 8, 8)), [], []

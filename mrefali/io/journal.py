@@ -378,12 +378,16 @@ def _load(part, journal):
 
 
 def _fits(file, part, n_sectors, table):
-    """Whether each sector of the file is as it was, or as it is in the journal."""
+    """Whether each sector of the file is as it was, or as it is in the journal, as far as the file goes."""
+    size = os.fstat(file).st_size
     for slot, (sector, before) in enumerate(table.tolist()):
         there = _read_padded(file, sector, sector + 1)
-        changed = slot < n_sectors and there == os.pread(part, SECTOR, slot * SECTOR)
-        if not changed and zlib.crc32(there) != before:
-            return False
+        if zlib.crc32(there) != before:
+            # of the old file's last sector the new bytes can be there, and the new length not yet
+            within = min(SECTOR, max(0, size - sector * SECTOR))
+            new = os.pread(part, within, slot * SECTOR) if slot < n_sectors else None
+            if new is None or there != new.ljust(SECTOR, b"\0"):
+                return False
     return True
 
 
