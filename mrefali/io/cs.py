@@ -39,19 +39,12 @@ class CsStack(ReadOnlyStack):
 
     Attributes
     ----------
-    path : str
-    n_images : int
-    box : int, px
-    pixel_size_A : float
     images : MrcImages
         As they stand in the files.
     is_inverted : bool
         Whether any image is.
 
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-    InputError
+    Other attributes, and errors, are those of :class:`mrefali.io.stack.FileStack`.
     """
 
     def __init__(self, path):

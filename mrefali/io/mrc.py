@@ -14,6 +14,7 @@ import numpy as np
 from mrcfile.mrcinterpreter import MrcInterpreter
 
 from mrefali.errors import InputError
+from mrefali.io.mapped import map_file
 from mrefali.io.stack import ReadOnlyStack
 from mrefali.io.whole import replacing_durably
 
@@ -155,19 +156,11 @@ class MrcImages:
         rows = np.lexsort((numbers, sources))
         for part in np.split(rows, np.flatnonzero(np.diff(sources[rows])) + 1):
             if part.size:
-                images = _map(self._layouts[sources[part[0]]])
+                layout = self._layouts[sources[part[0]]]
+                images = map_file(layout.path, layout.dtype, layout.offset, (layout.n_images, self.box, self.box))
                 for row in part:
                     pixels[row] = images[numbers[row]]
         return pixels
-
-
-def _map(layout):
-    shape = layout.n_images, layout.box, layout.box
-    try:
-        return np.memmap(layout.path, layout.dtype, "r", layout.offset, shape)
-    except (OSError, ValueError) as error:  # ValueError: it has become too short to be mapped
-        raise InputError(f"{layout.path} cannot be read any more ({error}): it was changed after it was opened; "
-                         f"start again") from None
 
 
 class MrcStack(ReadOnlyStack):
@@ -179,17 +172,7 @@ class MrcStack(ReadOnlyStack):
     ----------
     path : str or path
 
-    Attributes
-    ----------
-    path : str
-    n_images : int
-    box : int, px
-    pixel_size_A : float or None
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-    InputError
+    Attributes and errors are those of :class:`mrefali.io.stack.FileStack`.
     """
 
     def __init__(self, path):

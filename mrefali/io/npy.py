@@ -6,6 +6,7 @@ import tokenize
 import numpy as np
 
 from mrefali.errors import InputError
+from mrefali.io.mapped import read_rows
 from mrefali.io.stack import ReadOnlyStack
 from mrefali.io.whole import replacing_durably
 
@@ -33,18 +34,7 @@ class NpyStack(ReadOnlyStack):
     ----------
     path : str or path
 
-    Attributes
-    ----------
-    path : str
-    n_images : int
-    box : int, px
-    pixel_size_A : None
-        The format has no place for it.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-    InputError
+    Attributes and errors are those of :class:`mrefali.io.stack.FileStack`; the format has no place for a pixel size.
     """
 
     pixel_size_A = None
@@ -62,11 +52,7 @@ class NpyStack(ReadOnlyStack):
         return images
 
     def _read(self, indices):
-        images = self._open()
-        pixels = np.empty((len(indices), self.box, self.box), np.float32)
-        for row in np.argsort(indices, kind="stable"):
-            pixels[row] = images[indices[row]]
-        return pixels
+        return read_rows(self._open(), indices)
 
 
 def write_npy(path, blocks, n_images, box):

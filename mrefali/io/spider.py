@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from mrefali.errors import InputError
+from mrefali.io.mapped import map_file, read_rows
 from mrefali.io.stack import ReadOnlyStack
 from mrefali.io.whole import replacing_durably
 
@@ -56,17 +57,7 @@ class SpiderStack(ReadOnlyStack):
     ----------
     path : str or path
 
-    Attributes
-    ----------
-    path : str
-    n_images : int
-    box : int, px
-    pixel_size_A : float or None
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-    InputError
+    Attributes and errors are those of :class:`mrefali.io.stack.FileStack`.
     """
 
     def __init__(self, path):
@@ -119,18 +110,10 @@ class SpiderStack(ReadOnlyStack):
     def _map(self):
         number = np.dtype(f"{self._order}f4")
         image = np.dtype([("header", number, self._header // 4), ("pixels", number, (self.box, self.box))])
-        try:
-            return np.memmap(self.path, image, "r", self._header if self._is_stack else 0, self.n_images)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path} cannot be read any more ({error}): it was changed after it was opened; "
-                             f"start again") from None
+        return map_file(self.path, image, self._header if self._is_stack else 0, self.n_images)
 
     def _read(self, indices):
-        images = self._map()["pixels"]
-        pixels = np.empty((len(indices), self.box, self.box), np.float32)
-        for row in np.argsort(indices, kind="stable"):
-            pixels[row] = images[indices[row]]
-        return pixels
+        return read_rows(self._map()["pixels"], indices)
 
 
 def write_spider(path, blocks, n_images, box, pixel_size_A):

@@ -92,17 +92,11 @@ class StarStack(ReadOnlyStack):
 
     Attributes
     ----------
-    path : str
-    n_images : int
-    box : int, px
     pixel_size_A : float or None
         The STAR's; where it has none, that of the image files.
     images : MrcImages
 
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-    InputError
+    Other attributes, and errors, are those of :class:`mrefali.io.stack.FileStack`.
     """
 
     def __init__(self, path):
