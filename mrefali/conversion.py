@@ -1,10 +1,8 @@
 """Stacks carried into other files and formats: the commands ``convert``, ``select`` and ``recenter``.
 
-May import io, geometry, fourier and errors; knows nothing of the search.
+May import io, geometry, fourier, results and errors; knows nothing of the search.
 """
 
-import csv
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from mrefali.io import Content, is_bdb, open_stack
 from mrefali.io.bdb import new_database
 from mrefali.io.content import HELD, format_of, pixel_file, text_of_ctf, write
 from mrefali.io.star import cautions, recentered, write_table
+from mrefali.results import open_run
 
 logger = logging.getLogger(__name__)
 
@@ -259,32 +258,11 @@ def _choose(source, sizes, reach, classes, min_size, min_frc):
 
 
 def _read_run(outdir):
-    """Stack, poses and classes of a finished run; the 1/px up to which each class has an FRC above 0.5."""
-    paths = {name: os.path.join(outdir, name) for name in ("parameters.json", "poses.csv", "history.csv")}
-    for path in paths.values():
-        if not os.path.exists(path):
-            raise InputError(f"{outdir} has no {os.path.basename(path)}: give the output directory of a run that has "
-                             f"finished an iteration, or a stack")
-    with open(paths["parameters.json"], encoding="utf-8") as file:
-        stack = open_stack(json.load(file)["stack"])
-    columns = _read_csv(paths["poses.csv"])
-    assign = columns["assign"].astype(np.int64)
-    poses = geometry.make_poses(columns["alpha"], columns["sx"], columns["sy"], columns["mirror"].astype(int))
-    if len(poses) != stack.n_images:
-        raise InputError(f"{paths['poses.csv']} has {len(poses)} rows for the {stack.n_images} images of {stack.path}: "
-                         f"restore the stack of the run")
-    history = _read_csv(paths["history.csv"])
-    last = history["iteration"] == history["iteration"].max()
-    with np.errstate(divide="ignore"):
-        return stack, poses, assign, np.nan_to_num(1 / history["resolution_0.5_px"][last])
-
-
-def _read_csv(path):
-    """Name -> (n_rows,) float64; NaN where a field is empty."""
-    with open(path, newline="", encoding="utf-8") as file:
-        names, *rows = csv.reader(file)
-    table = np.array([[float(field) if field else np.nan for field in row] for row in rows])
-    return dict(zip(names, table.T, strict=True))
+    """Stack, poses and classes of a run; the 1/px up to which each class has an FRC above 0.5."""
+    run = open_run(outdir)
+    run.require_iteration()
+    return (run.stack(), run.pose_records, run.pose_columns["assign"].astype(np.int64),
+            np.nan_to_num(1 / run.resolution_05_px[-1]))
 
 
 # --- new coordinates

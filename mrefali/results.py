@@ -198,6 +198,11 @@ class Run:
         self.require_iteration()
         return _read_columns(self._file("poses.csv"), self.n_particles)
 
+    @property
+    def pose_records(self):
+        """The poses after the last iteration, (n_particles,) geometry.POSE."""
+        return _poses(self.pose_columns)
+
     @cached_property
     def centers(self):
         """Where the middle of each particle lies in its image: x, y from pixel n//2, in px; before the run, and where
@@ -214,7 +219,7 @@ class Run:
         # an average that was not moved has no centre in the table
         x, y = (np.nan_to_num(self._by_class(name)[-1])[self.pose_columns["assign"].astype(int)]
                 for name in ("center_x", "center_y"))
-        found = geometry.compose(_poses(self.pose_columns), geometry.make_poses(0.0, x, y))
+        found = geometry.compose(self.pose_records, geometry.make_poses(0.0, x, y))
         return geometry.inverse_shift(before), geometry.inverse_shift(found)
 
     # --- particles
@@ -244,7 +249,7 @@ class Run:
     def read_members(self, stack, indices):
         """Particles as they are in their ``stack``, and moved by their poses; (n, box, box) float32 each."""
         images = stack.read_at(indices)
-        return images, average.transform(images, _poses(self.pose_columns)[indices])
+        return images, average.transform(images, self.pose_records[indices])
 
     # --- pictures
 

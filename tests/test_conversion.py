@@ -1,5 +1,6 @@
 """Between all formats: what goes along, what a line says is lost, and that averages stay what they were."""
 
+import json
 import logging
 import re
 from itertools import product
@@ -18,6 +19,7 @@ from mrefali.ctf import CTF_PARAMETERS, ctf, format_ctf
 from mrefali.errors import InputError
 from mrefali.geometry import make_poses, to_matrices
 from mrefali.io import open_stack, write_stack
+from mrefali.outdir import HISTORY_COLUMNS
 from mrefali.simulation import Views, render
 
 #: Three blobs that no turn or mirror leaves as they are, well inside the box.
@@ -374,14 +376,16 @@ def test_chosen_classes_of_a_star_are_rows_of_it(star):
 
 
 def write_run(folder, stack, assign, reach):
-    """What a run leaves in its output directory, as far as a selection needs it."""
+    """What a run in ``folder`` leaves in its output directory, as far as a selection needs it."""
     out = folder / "out"
     out.mkdir()
-    (out / "parameters.json").write_text(f'{{"stack": "{stack}"}}')
+    (out / "parameters.json").write_text(json.dumps({
+        "stack": stack, "folder": str(folder), "n_particles": len(assign), "n_references": len(reach),
+        "box": IMAGES.shape[-1], "pixel_size_A": None}))
     rows = "".join(f"{i},{k},{10 * i},0.5,-1,{i % 2},1.0,0\n" for i, k in enumerate(assign))
     (out / "poses.csv").write_text("index,assign,alpha,sx,sy,mirror,peak,changed\n" + rows)
-    history = "".join(f"{number},{k},1,0,{value},2\n" for number in (0, 1) for k, value in enumerate(reach))
-    (out / "history.csv").write_text("iteration,class,count,changed,resolution_0.5_px,resolution_0.143_px\n" + history)
+    history = "".join(f"{number},{k},1,0,{value},2,,,,,1\n" for number in (0, 1) for k, value in enumerate(reach))
+    (out / "history.csv").write_text(",".join(HISTORY_COLUMNS) + "\n" + history)
     return str(out)
 
 
@@ -391,7 +395,8 @@ def write_run(folder, stack, assign, reach):
     ({"min_frc": 0.1, "min_size": 2}, [2], [2, 4, 6])])
 def test_a_run_is_selected_from_by_size_and_by_frc(tmp_path, monkeypatch, conditions, chosen, rows):
     """Class 0 reaches 1/8 per px, 1 only 1/12, 2 reaches 1/5, and 3 has vanished."""
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the stack is where the run says, not here
     formats.write_mrc(tmp_path / "a.mrcs", pixel_size_A=1.5)
     out = write_run(tmp_path, "a.mrcs", [0, 1, 2, 1, 2, 1, 2], ["8", "12", "5", ""])
     assert mrefali.select(out, "chosen.star", **conditions) == chosen
@@ -409,7 +414,7 @@ def test_a_run_is_selected_from_by_size_and_by_frc(tmp_path, monkeypatch, condit
     ("known.hdf", {"min_size": 0}, r"min_size=0 is not allowed"),
     ("known.hdf", {"min_frc": 0.1}, r"min_frc=0\.1: known\.hdf is a stack, and FRC curves are in the output directory"),
     ("a.mrcs", {"classes": [0]}, r"a\.mrcs: not every particle has a class \(assign\)"),
-    ("empty", {"classes": [0]}, r"empty has no parameters\.json: give the output directory of a run"),
+    ("empty", {"classes": [0]}, r"empty has no parameters\.json: give the OUTDIR of a run"),
     ("out", {"min_frc": 0.7}, r"min_frc=0\.7 is not allowed: give a frequency above 0 to 0\.5"),
 ])
 def test_a_selection_that_cannot_be_made_is_refused(tmp_path, monkeypatch, source, conditions, message):
