@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+from mrefali import signals
 from mrefali.errors import InputError
 from mrefali.results import open_run
 
@@ -47,6 +48,7 @@ def watch(outdir, *, every=2.0, once=False):
             print(f"\x1b[H{text}\x1b[K\n\x1b[J", end="", flush=True)
             if run.state != "unfinished":
                 return
+            signals.check()  # one that came while files were read may be lost
             time.sleep(every)
     except KeyboardInterrupt:
         print("\nno longer watching; the run is not touched")

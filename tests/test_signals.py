@@ -127,6 +127,19 @@ def test_what_is_raised_where_it_is_lost_is_raised_again():
     signals.check()
 
 
+def test_a_second_ctrl_c_ends_what_lost_the_first(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.stopping():
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        now[0] += 0.9
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 1.1
+        with pytest.raises(Stopped, match="^stopped by SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_an_exception_that_took_the_place_of_the_signals_is_not_the_end():
     """As of a compiler that is interrupted within, and then misses what it has not finished."""
     def compile_():

@@ -1,8 +1,10 @@
 """``mrefali watch``: what it says of a run at work, finished, failed or silent; and how it ends."""
 
+import contextlib
 import datetime
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ import pytest
 import small
 
 import mrefali
-from mrefali import cli, watching
+from mrefali import cli, signals, watching
 from mrefali.errors import InputError
 
 SCRIPTS = Path(sys.executable).parent
@@ -104,6 +106,21 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(tmp_path):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_a_ctrl_c_that_is_lost_while_files_are_read_ends_the_watching_too(tmp_path, monkeypatch, capsys):
+    outdir = finished.write(tmp_path, finished=False)
+
+    def describe(run, now):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return "looked"
+
+    monkeypatch.setattr(watching, "describe", describe)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with signals.stopping():
+        watching.watch(outdir, every=60)
+    assert capsys.readouterr().out.endswith("no longer watching; the run is not touched\n")
 
 
 @pytest.mark.jit_only
