@@ -396,7 +396,8 @@ def _numbers(what, name, array):
 def _matrices(what, values):
     """``(n,) MATRIX`` from poses or 3x4 matrices, one or many."""
     if getattr(values, "dtype", None) == POSE:
-        poses, values = values, np.empty((len(values), 3, 4), np.float32)
+        poses = np.atleast_1d(values)
+        values = np.empty((len(poses), 3, 4), np.float32)
         for first in range(0, len(poses), CONVERTED_AT_ONCE):
             values[first:first + CONVERTED_AT_ONCE] = to_matrices(poses[first:first + CONVERTED_AT_ONCE])
     try:
