@@ -253,6 +253,8 @@ def kill_at_random(path, write_back, n, seed):
 if __name__ == "__main__":
     logging.getLogger("mrefali").setLevel(logging.ERROR)
     place, how, write_back_, *numbers = sys.argv[1:]
+    if os.listdir(os.path.dirname(place) or "."):
+        sys.exit(f"{place}: its folder must be empty, since all but the stack is removed there")
     result = (kill_at_every_call(place, write_back_) if how == "every-call" else
               kill_at_random(place, write_back_, *map(int, numbers)))
     print(json.dumps(result))
