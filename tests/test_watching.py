@@ -99,7 +99,9 @@ def test_a_terminal_follows_the_run_to_its_end(tmp_path):
 
 def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(tmp_path):
     outdir = finished.write(tmp_path, finished=False)
-    child = pexpect.spawn(str(SCRIPTS / "mrefali"), ["watch", outdir], timeout=60)
+    # what starts the tests in the background may ignore the signal, and have its children do so
+    child = pexpect.spawn(str(SCRIPTS / "mrefali"), ["watch", outdir], timeout=60,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     child.expect("class particles")
     child.sendintr()
     child.expect("no longer watching; the run is not touched")
