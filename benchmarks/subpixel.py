@@ -8,7 +8,7 @@ import time
 
 import numba
 import numpy as np
-from search import matrix_product, seconds_of
+from measure import interleaved_seconds, matrix_product
 
 from mrefali.average import normalize_particles, normalize_references
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
@@ -52,10 +52,8 @@ def report(box, outer_radius, snr):
     coefficients = splines(views)
     found = align(images, identity_poses(n), ring_spectra(views, search), search)
     refined = sharpen(images, found, coefficients, search)
-    seconds, unit, multiply = [], [], matrix_product()
-    for _ in range(REPEATS):
-        unit.append(seconds_of(multiply))
-        seconds.append(seconds_of(lambda: sharpen(images, found, coefficients, search)))
+    seconds = interleaved_seconds(
+        {"unit": matrix_product(), "sharpen": lambda: sharpen(images, found, coefficients, search)}, REPEATS)
     bound, columns = bounds(particles, snr, box, outer_radius), []
     for poses in (found.poses, refined.poses):
         error = compose(invert(particles.poses), poses)
@@ -66,7 +64,7 @@ def report(box, outer_radius, snr):
         columns.append(f"{np.sqrt((errors[:, :2] ** 2).mean()):9.3f} px {np.rad2deg(errors[:, 2].std()):6.3f} deg"
                        f"{np.sqrt((multiples[:2] ** 2).mean()):8.2f} {multiples[2]:5.2f}")
     print(f"{box:3d}  {snr:4g}  {100 * (1 - good.mean()):4.1f} %  {columns[0]}  {columns[1]}"
-          f"  {1e3 * np.median(seconds) / n:8.3f} ms {np.median(seconds) / n / np.median(unit):8.4f}", flush=True)
+          f"  {1e3 * seconds['sharpen'] / n:8.3f} ms {seconds['sharpen'] / n / seconds['unit']:8.4f}", flush=True)
 
 
 def main():
