@@ -663,21 +663,27 @@ def _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch):
 def _second_look(n_lanes, images, centres, first, count, references, rings, shifts, scratch, found):
     """Compare the candidates in ``scratch.lanes`` in full with every reference that may be their particle's best."""
     _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch)
-    for lane in range(n_lanes):
-        scratch.offset[lane], scratch.scale[lane] = scratch.offset_scale[:, scratch.lanes[lane]]
     scratch.exact[:] = False
     while True:
         k = _most_promising(n_lanes, found.peak, scratch)
         if k < 0:
             return
         scratch.exact[k] = True
-        _correlate_lanes(k, references, rings.n_rows, rings.n_rows.size, rings, scratch)
-        z = fft_lanes(scratch.a, scratch.b, rings.lengths[0], rings)
-        _largest(z, rings.lengths[0], scratch.largest)
-        for lane in range(n_lanes):
-            p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
-            mirror = shifts.mirror and scratch.largest[LANES + lane] > scratch.largest[lane]
-            _keep_better(z, lane, mirror, rings.lengths[0], scratch.largest, scratch.scale[lane], p, k, ix, iy, found)
+        _compare_lanes(k, n_lanes, first, count, references, rings, shifts, scratch, found)
+
+
+@njit(cache=True)
+def _compare_lanes(k, n_lanes, first, count, references, rings, shifts, scratch, found):
+    """Correlate the candidates in ``scratch.lanes``, whose spectra are there in full, with reference k."""
+    for lane in range(n_lanes):
+        scratch.offset[lane], scratch.scale[lane] = scratch.offset_scale[:, scratch.lanes[lane]]
+    _correlate_lanes(k, references, rings.n_rows, rings.n_rows.size, rings, scratch)
+    z = fft_lanes(scratch.a, scratch.b, rings.lengths[0], rings)
+    _largest(z, rings.lengths[0], scratch.largest)
+    for lane in range(n_lanes):
+        p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
+        mirror = shifts.mirror and scratch.largest[LANES + lane] > scratch.largest[lane]
+        _keep_better(z, lane, mirror, rings.lengths[0], scratch.largest, scratch.scale[lane], p, k, ix, iy, found)
 
 
 @njit(cache=True)
@@ -711,12 +717,8 @@ def _keep_better(z, lane, mirror, length, largest, scale, p, k, ix, iy, found):
 
 
 @njit(cache=True)
-def _search_group(images, centres, first, count, references, rings, shifts, scratch, found):
-    """Best reference, shift, angle and mirror of at most LANES particles, into ``found``.
-
-    A first look bounds the peaks of all candidates; a second one computes those that may be the highest. The result
-    is that of computing all.
-    """
+def _look_at_all(images, centres, first, count, references, rings, shifts, scratch):
+    """First look at every candidate of at most LANES particles."""
     n_particles, n_shifts = images.shape[0], shifts.nx * shifts.ny
     for part in range(shifts.parts * shifts.parts):
         n_prepared = 0
@@ -725,11 +727,38 @@ def _search_group(images, centres, first, count, references, rings, shifts, scra
                 _prepare(n_prepared, part, images, centres, first, count, rings, shifts, scratch)
                 n_prepared += 1
             _first_look(block, part, n_particles, first, count, references, rings, shifts, scratch)
+
+
+@njit(cache=True)
+def _search_group(images, centres, first, count, references, rings, shifts, scratch, found):
+    """Best reference, shift, angle and mirror of at most LANES particles, into ``found``.
+
+    A first look bounds the peaks of all candidates; a second one computes those that may be the highest. The result
+    is that of computing all.
+    """
+    _look_at_all(images, centres, first, count, references, rings, shifts, scratch)
     found.peak[:] = -np.inf
     n_lanes = _choose_lanes(found.peak, scratch)
     while n_lanes > 0:
         _second_look(n_lanes, images, centres, first, count, references, rings, shifts, scratch, found)
         n_lanes = _choose_lanes(found.peak, scratch)
+
+
+@njit(cache=True)
+def _search_group_each(images, centres, first, count, references, rings, shifts, scratch, found):
+    """The same with each reference by itself; the arrays of ``found`` are (n_references, n_particles)."""
+    _look_at_all(images, centres, first, count, references, rings, shifts, scratch)
+    outside = scratch.promise == -np.inf
+    for k in range(references.constants.size):
+        alone = Found(found.peak[k], found.assign[k], found.alpha[k], found.mirror[k], found.ix[k], found.iy[k])
+        alone.peak[:] = -np.inf
+        for candidate in range(outside.size):
+            scratch.promise[candidate] = -np.inf if outside[candidate] else scratch.bounds[candidate, k]
+        n_lanes = _choose_lanes(alone.peak, scratch)
+        while n_lanes > 0:
+            _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch)
+            _compare_lanes(k, n_lanes, first, count, references, rings, shifts, scratch, alone)
+            n_lanes = _choose_lanes(alone.peak, scratch)
 
 
 @njit(parallel=True, cache=True)
@@ -758,6 +787,21 @@ def search(images, centres, first, count, references, rings, shifts, n_chunks, f
             mine = Found(found.peak[a:b], found.assign[a:b], found.alpha[a:b], found.mirror[a:b], found.ix[a:b],
                          found.iy[a:b])
             _search_group(images[a:b], centres[a:b], first[a:b], count[a:b], references, rings, shifts, scratch, mine)
+
+
+@njit(parallel=True, cache=True)
+def search_each(images, centres, first, count, references, rings, shifts, n_chunks, found):
+    """As :func:`search`, with each reference by itself; the arrays of ``found`` are (n_references, n_particles)."""
+    n_particles = images.shape[0]
+    n_groups = -(-n_particles // LANES)
+    for chunk in prange(n_chunks):
+        scratch = _new_scratch(images.shape[1], references.constants.size, rings, shifts)
+        for group in range(chunk * n_groups // n_chunks, (chunk + 1) * n_groups // n_chunks):
+            a, b = group * LANES, min((group + 1) * LANES, n_particles)
+            mine = Found(found.peak[:, a:b], found.assign[:, a:b], found.alpha[:, a:b], found.mirror[:, a:b],
+                         found.ix[:, a:b], found.iy[:, a:b])
+            _search_group_each(images[a:b], centres[a:b], first[a:b], count[a:b], references, rings, shifts, scratch,
+                               mine)
 
 
 # --- pixels

@@ -242,19 +242,33 @@ def align(images, poses, references, search):
     Alignments
         Of equal peaks the later one wins, in the order y shift, x shift, reference.
     """
-    n_particles = len(images)
+    return _align(images, poses, references, search, (len(images),), kernels.search)
+
+
+def align_each(images, poses, references, search):
+    """Best pose of every particle against each of the references, as :func:`align` has it for a single one.
+
+    Returns
+    -------
+    Alignments
+        Arrays (n_references, n_particles).
+    """
+    n_references = len(references.constants)
+    return _align(images, poses, references, search, (n_references, len(images)), kernels.search_each)
+
+
+def _align(images, poses, references, search, shape, kernel):
     h = start_centres(poses, search)
-    first, count = np.empty((2, n_particles, 2), np.int64)
+    first, count = np.empty((2, len(images), 2), np.int64)
     for axis, half in enumerate((search.xr, search.yr)):
         left, right = geometry.search_range(half, h[:, axis], search.box, search.outer_radius)
         first[:, axis] = -whole_steps(left, search.shift_step)
         count[:, axis] = whole_steps(right, search.shift_step) - first[:, axis] + 1
     found = kernels.Found(
-        peak=np.empty(n_particles), assign=np.zeros(n_particles, np.int32), alpha=np.zeros(n_particles),
-        mirror=np.zeros(n_particles, np.int32),
-        ix=np.zeros(n_particles, np.int64), iy=np.zeros(n_particles, np.int64))
-    kernels.search(images, search.box // 2 + h, first, count, references, search.rings, search.shifts,
-                   4 * numba.get_num_threads(), found)
+        peak=np.empty(shape), assign=np.zeros(shape, np.int32), alpha=np.zeros(shape), mirror=np.zeros(shape, np.int32),
+        ix=np.zeros(shape, np.int64), iy=np.zeros(shape, np.int64))
+    kernel(images, search.box // 2 + h, first, count, references, search.rings, search.shifts,
+           4 * numba.get_num_threads(), found)
     return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak * references.scale)
 
 

@@ -12,7 +12,7 @@ from mrefali.compiled import kernels
 from mrefali.errors import InputError
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
 from mrefali.kernels import LANES
-from mrefali.search import Search, align, ring_spectra, start_centres, whole_steps
+from mrefali.search import Search, align, align_each, ring_spectra, start_centres, whole_steps
 from mrefali.simulation import make_views, render, simulate_particles
 
 #: Relative error of a peak: a sum of some thousand float32 products, seldom as much as a hundred roundings.
@@ -357,6 +357,19 @@ def test_the_particles_and_poses_are_not_written(case):
     align(images, poses, spectra, search)
     np.testing.assert_array_equal(images, before[0])
     np.testing.assert_array_equal(poses, before[1])
+
+
+def test_each_reference_by_itself_gets_what_a_search_with_it_alone_finds(case):
+    search, images, poses, _, best = case
+    references = noise(3, 20, 20, seed=9)
+    found = align_each(images, poses, ring_spectra(references, search), search)
+    for k in range(3):
+        # the scale of the spectra is a power of two, so that a reference alone has the same bits
+        alone = align(images, poses, ring_spectra(references[k:k + 1], search), search)
+        assert found.assign[k].tolist() == [k] * MANY
+        np.testing.assert_array_equal(found.peak[k], alone.peak)
+        assert found.poses[k].tobytes() == alone.poses.tobytes()
+    np.testing.assert_array_equal(found.peak.max(axis=0), best.peak)
 
 
 def test_no_particles_find_nothing():
