@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "mref_ali2d": "run",
     "local_ali2d": "run",
+    "ali2d": "run",
     "align": "run",
     "simulate": "simulation",
     "demo": "demonstration",

@@ -9,7 +9,7 @@ import platform
 import shlex
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -23,7 +23,7 @@ from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.io import ArrayStack, check_room, hold, open_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
-from mrefali.refine import Iteration, first_state, refine
+from mrefali.refine import Iteration, first_average, first_state, refine
 from mrefali.results import require_pictures
 from mrefali.search import whole_steps
 
@@ -164,6 +164,54 @@ check, live, resume, save_every, write_back
         lowpass=lowpass, highpass=highpass, max_memory=max_memory), call)
 
 
+def ali2d(stack, outdir, maskfile=None, *, ir=1, ou=-1, rs=1, xr=(4.0, 2.0, 1.0, 1.0), yr=-1,
+          ts=(2.0, 1.0, 0.5, 0.25), center=-1, maxit=0, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000,
+          MPI=False, mirror=True, subpixel=False, lowpass=None, highpass=None, center_limit=None,
+          interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+          save_every=0, write_back="journal"):
+    """Align a stack to its own average, coarse to fine, as SPARX's ``sxali2d`` does.
+
+    The first reference is the average of all particles by the poses in their headers; where all of those are the
+    identity, each particle is turned by an angle drawn at random, so that nothing is aligned to an orientation that the
+    images happen to have in common. Each iteration aligns all particles to the average of the last. Files, CTF,
+    averages and MPI are as for :func:`mref_ali2d`, with a single class.
+
+    Parameters
+    ----------
+    stack : str
+        At least four square 2-D images, in HDF and bdb with ``xform.align2d`` in their headers, which is set at the
+        end; ``assign`` becomes 0.
+    xr, yr, ts : float or sequence of float, px
+        Half-ranges and step of the translation search, one for each stage of ``maxit`` iterations; ``yr=-1``: as
+        ``xr``.
+    maxit : int
+        Iterations of a stage; 0 means at most ten, ended when the criterion falls.
+    function : str or callable
+        Reference function, see :func:`mrefali.reference.find_function`; the first average passes it too.
+    rand_seed : int
+        Seed of the angles drawn; at least 0.
+    outdir, maskfile, ir, ou, rs, center, CTF, snr, MPI, mirror, subpixel, lowpass, highpass, center_limit, \
+interpolation, threads, max_memory, quiet, check, live, resume, save_every, write_back
+        As for :func:`mref_ali2d`.
+
+    Raises
+    ------
+    InputError, FileNotFoundError, FileExistsError, PermissionError
+        Before anything is created or changed; under MPI on all ranks alike.
+    RunFailed
+        Where a file of the run cannot be read or written any more.
+    Stopped
+        On a signal, at the command line.
+    """
+    yr = xr if yr == -1 else yr
+    call = dict(locals())
+    _run_on_files(Options(
+        mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
+        function=function, rand_seed=rand_seed, vanished="keep", center_limit=center_limit, quiet=quiet, mirror=mirror,
+        max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation,
+        reference_free=True), call)
+
+
 def _run_on_files(options, call):
     """Check everything; then run, unless that is all that was asked for. ``call`` holds the caller's arguments."""
     stack, outdir = call["stack"], call["outdir"]
@@ -176,9 +224,12 @@ def _run_on_files(options, call):
                 require_pictures("live")
             if comm.is_root:
                 held.enter_context(hold(stack))
-        particles, references = _open(stack, comm), _open(call["refim"], comm)
+        particles = _open(stack, comm)
+        references = None if options.reference_free else _open(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
+        if options.reference_free:
+            plan = _with_first_average(plan, comm)
         signals.check()
         if call["check"]:
             if comm.is_root:
@@ -197,6 +248,17 @@ def _run_on_files(options, call):
             with _files_may_fail(lambda: f"{stack} is as it was"), _stopping(lambda: standing):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm, state):
                     pass
+
+
+def _with_first_average(plan, comm):
+    """The plan with the average of all particles as its reference, and the poses that centre it."""
+    poses = plan.poses
+    if not any(poses[name].any() for name in poses.dtype.names):
+        # an orientation that all particles have in common would stay in all averages that follow
+        poses = geometry.make_poses(np.random.default_rng(plan.settings.rand_seed).uniform(0, 360, len(poses)))
+    with _files_may_fail(lambda: "nothing was created or changed"):
+        references, start = first_average(plan.particles, poses, plan.settings, comm)
+    return replace(plan, references=references, start=start)
 
 
 def _open(path, comm):
@@ -303,7 +365,7 @@ class _Run:
             checkpoint.check_same(self._path, found, self._facts, self._headers)
             self.state, self._found = found.state, found
         else:
-            self.state, self._found = first_state(plan.references, plan.poses, self._settings, plan.classes), None
+            self.state, self._found = first_state(plan.references, plan.start, self._settings, plan.classes), None
         check_room(os.path.dirname(os.path.abspath(self._path)), bytes_needed(
             self._stack.n_images, len(plan.references), self._stack.box, iterations - self.state.number - 1),
             f"{self._path} gets the results of {iterations - self.state.number - 1} iterations",
@@ -429,7 +491,7 @@ def _search_and_sum_few(plan, n_particles):
                              plan.particles.ctf is not None, plan.settings.move)
     began = time.perf_counter()
     images = plan.particles.read(few)
-    found = aligner(images, plan.poses[few], None if plan.classes is None else plan.classes[few])
+    found = aligner(images, plan.start[few], None if plan.classes is None else plan.classes[few])
     sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
     return time.perf_counter() - began
 
@@ -469,9 +531,10 @@ def _report_range(plan):
 
 def _report_stage(plan, settings):
     search = settings.search
+    references = f"{len(plan.references)} reference{'s' * (len(plan.references) > 1)}"
     if settings.local:
-        logger.info("%d particles of %d x %d px, %d references, refined about their present poses over a disc of %d px",
-                    plan.stack.n_images, search.box, search.box, len(plan.references), search.outer_radius)
+        logger.info("%d particles of %d x %d px, %s, refined about their present poses over a disc of %d px",
+                    plan.stack.n_images, search.box, search.box, references, search.outer_radius)
         return
     lines = []
     for axis, half in (("x", search.xr), ("y", search.yr)):
@@ -486,8 +549,8 @@ def _report_stage(plan, settings):
         elif left < half - 1e-5:
             logger.warning("%sr=%g is no whole number of steps of ts=%g: the search ends at %g", axis, half,
                            search.shift_step, left)
-    logger.info("%d particles of %d x %d px, %d references, rings %d to %d px in steps of %d; search for a centred "
-                "particle: %s, in steps of %g px%s", plan.stack.n_images, search.box, search.box, len(plan.references),
+    logger.info("%d particles of %d x %d px, %s, rings %d to %d px in steps of %d; search for a centred "
+                "particle: %s, in steps of %g px%s", plan.stack.n_images, search.box, search.box, references,
                 search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step,
                 ", then refined continuously" if settings.subpixel else "")
 
