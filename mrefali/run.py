@@ -216,7 +216,7 @@ def _run_on_files(options, call):
     """Check everything; then run, unless that is all that was asked for. ``call`` holds the caller's arguments."""
     stack, outdir = call["stack"], call["outdir"]
     comm = parallel.communicator(call["MPI"])
-    with (comm.ending_together(), _stopping(lambda: "no iteration was begun, and nothing was created or changed"),
+    with (comm.ending_together(), stopping_with(lambda: "no iteration was begun, and nothing was created or changed"),
           use_threads(call["threads"], comm), ExitStack() as held):
         with comm.agreeing():
             check_saving(call["save_every"], call["write_back"])
@@ -224,8 +224,8 @@ def _run_on_files(options, call):
                 require_pictures("live")
             if comm.is_root:
                 held.enter_context(hold(stack))
-        particles = _open(stack, comm)
-        references = None if options.reference_free else _open(call["refim"], comm)
+        particles = open_on_all_ranks(stack, comm)
+        references = None if options.reference_free else open_on_all_ranks(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
         if options.reference_free:
@@ -245,7 +245,7 @@ def _run_on_files(options, call):
             run.go_on()
         else:
             standing = f"finished iterations are in {outdir}; the same call with --resume goes on from there"
-            with _files_may_fail(lambda: f"{stack} is as it was"), _stopping(lambda: standing):
+            with files_may_fail(lambda: f"{stack} is as it was"), stopping_with(lambda: standing):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm, state):
                     pass
 
@@ -256,12 +256,12 @@ def _with_first_average(plan, comm):
     if not any(poses[name].any() for name in poses.dtype.names):
         # an orientation that all particles have in common would stay in all averages that follow
         poses = geometry.make_poses(np.random.default_rng(plan.settings.rand_seed).uniform(0, 360, len(poses)))
-    with _files_may_fail(lambda: "nothing was created or changed"):
+    with files_may_fail(lambda: "nothing was created or changed"):
         references, start = first_average(plan.particles, poses, plan.settings, comm)
     return replace(plan, references=references, start=start)
 
 
-def _open(path, comm):
+def open_on_all_ranks(path, comm):
     """The stack ``path`` on every rank; a table of particles is read by the root, the others get its arrays."""
     with comm.agreeing():
         stack = open_stack(path) if comm.is_root else None
@@ -350,8 +350,7 @@ class _Run:
         self._plan, self._call, self._comm = plan, call, comm
         self._stack, self._settings = plan.stack, plan.settings
         self._path, self._save_every = os.fspath(call["outdir"]), call["save_every"]
-        self._versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")} | {
-            "mrefali": mrefali.__version__, "python": platform.python_version()}
+        self._versions = versions("numba", "numpy", "scipy", "h5py")
         self._facts = checkpoint.facts(plan, options)
         self._headers = pose_checksum(plan.poses, plan.assign)  # in the stack
         self._obstacle = self._stack.write_back_obstacle()
@@ -383,7 +382,7 @@ class _Run:
         return self._closing.__exit__(*exception)
 
     def _begin(self):
-        parameters = _describe(self._plan, self._call, self._comm) | self._versions
+        parameters = describe(self._plan, len(self._plan.references), self._call, self._comm) | self._versions
         self._output.begin(parameters, self._plan.assign, self._plan.poses)
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
@@ -411,7 +410,7 @@ class _Run:
     def go_on(self):
         """All iterations that are left, and the headers."""
         plan, settings = self._plan, self._settings
-        with _files_may_fail(self._standing), _stopping(self._standing):
+        with files_may_fail(self._standing), stopping_with(self._standing):
             for iteration in refine(plan.particles, plan.references, plan.poses, settings, self._comm, self.state):
                 self._output.write_iteration(iteration)
                 _report_iteration(iteration, settings)
@@ -430,7 +429,7 @@ class _Run:
         logger.info("done: averages and FRC curves in %s, %s in %s", self._path,
                     "poses and classes" if self._stack.read_only else "xform.align2d and assign", written)
         done = f"but the run is done: averages in {self._path}, poses and classes in {written}"
-        with _files_may_fail(lambda: done), _stopping(lambda: done):
+        with files_may_fail(lambda: done), stopping_with(lambda: done):
             self._reporter.finish()
 
     def _standing(self):
@@ -444,15 +443,15 @@ class _Run:
         table = f"{self._path}/poses.csv"
         state = f"but the run is done, its result in {table}"
         if self._stack.read_only:
-            with _files_may_fail(lambda: state), _stopping(self._standing):
+            with files_may_fail(lambda: state), stopping_with(self._standing):
                 return self._output.write_particles(self._stack, self.state.poses, self.state.assign)
         if self._obstacle is not None:
-            with _files_may_fail(lambda: state), _stopping(self._standing):
+            with files_may_fail(lambda: state), stopping_with(self._standing):
                 matrices = geometry.to_matrices(self.state.poses)
                 return self._output.write_poses_stack(self._stack, matrices, self.state.assign)
         command = (f"mrefali header {shlex.quote(self._stack.path)} --params=xform.align2d,assign "
                    f"--import={shlex.quote(table)} puts it into the headers")
-        with _files_may_fail(lambda: f"{state}: {command}"), _stopping(lambda: f"{state}: {command}"):
+        with files_may_fail(lambda: f"{state}: {command}"), stopping_with(lambda: f"{state}: {command}"):
             self._write_headers()
         return f"the headers of {self._stack.path}"
 
@@ -463,7 +462,7 @@ class _Run:
 
 
 @contextmanager
-def _files_may_fail(state):
+def files_may_fail(state):
     """Turn what a file does to a run that has begun into one line, which ends with the state of things, a function."""
     try:
         yield
@@ -472,7 +471,7 @@ def _files_may_fail(state):
 
 
 @contextmanager
-def _stopping(state):
+def stopping_with(state):
     """Have a signal that ends a run say the state of things, which the function ``state`` tells."""
     try:
         yield
@@ -496,13 +495,19 @@ def _search_and_sum_few(plan, n_particles):
     return time.perf_counter() - began
 
 
-def _describe(plan, call, comm):
+def versions(*packages):
+    """``{name: version}`` of these packages, of this one and of Python."""
+    return {name: importlib.metadata.version(name) for name in packages} | {
+        "mrefali": mrefali.__version__, "python": platform.python_version()}
+
+
+def describe(plan, n_references, call, comm):
     """Every option of the call, and what it came to."""
     search = plan.settings.search
     return {
         **{name: _plain(value) for name, value in call.items()},
         "folder": os.getcwd(), "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "n_particles": plan.stack.n_images, "n_references": len(plan.references), "box": search.box,
+        "n_particles": plan.stack.n_images, "n_references": n_references, "box": search.box,
         "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
         "most_iterations": plan.settings.most_iterations,
