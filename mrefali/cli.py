@@ -20,7 +20,7 @@ import sys
 from collections import deque, namedtuple
 
 import mrefali
-from mrefali.commands import COMMANDS, ali2d, header, mref_ali2d, transform2d
+from mrefali.commands import COMMANDS, ali2d, header, k_means, k_means_groups, mref_ali2d, transform2d
 from mrefali.errors import REFUSALS, InputError, RunFailed, Stopped, one_line
 from mrefali.signals import stopping
 
@@ -59,6 +59,16 @@ def sxmref_ali2d(argv=None):
 def sxali2d(argv=None):
     """Exit status of ``sxali2d.py ...``, the original's name of ``mrefali ali2d ...``."""
     return _run_script(ali2d, "sxali2d.py", argv)
+
+
+def sxk_means(argv=None):
+    """Exit status of ``sxk_means.py ...``, the original's name of ``mrefali k_means ...``."""
+    return _run_script(k_means, "sxk_means.py", argv)
+
+
+def sxk_means_groups(argv=None):
+    """Exit status of ``sxk_means_groups.py ...``, the original's name of ``mrefali k_means_groups ...``."""
+    return _run_script(k_means_groups, "sxk_means_groups.py", argv)
 
 
 def sxheader(argv=None):

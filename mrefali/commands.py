@@ -271,6 +271,110 @@ def ali2d(stack: str, outdir: str, mask: str = None, *,
           write_back=write_back)
 
 
+def k_means(stack: str, outdir: str, mask: str = None, *,
+            K: int, ou: int = -1, maxit: int = 100, trials: int = 10, rand_seed: int = 1000,
+            CTF: bool = False, snr: float = 1.0, MPI: bool = False, threads: int = 0,
+            max_memory: str = None, quiet: bool = False, write_back: str = "journal"):
+    """Classify aligned particles by K-means of their pixels.
+
+    The particles are normalised, moved by their poses (xform.align2d) and compared by their pixels under the
+    mask. Their classes go into the headers of STACK (assign), the largest as 0; poses and pixels stay. Output
+    is that of a run of mref_ali2d of one iteration. Wants scikit-learn: pip install 'mrefali[classify]'.
+
+    Parameters
+    ----------
+    stack : str
+        aligned particles, in any format
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        pixels where it is above 0.5 are compared; without it a disc of radius ou
+    K : int, 2 to the number of particles
+        classes
+    ou : int, px, 1 to below n/2 - 1, or -1
+        radius of the disc; -1 stands for n//2 - 2
+    maxit : int, at least 1
+        iterations of a trial at most
+    trials : int, at least 1
+        beginnings; the one that fits best counts
+    rand_seed : int, at least 0
+        seed of the beginnings
+    CTF : bool
+        multiply particles by the CTF in the headers, and weight averages by it
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    MPI : bool
+        share the checks among the MPI ranks; the first alone classifies
+    threads : int, at least 0
+        threads, of which K-means takes one; 0: every core
+    max_memory : str, such as 4GB
+        memory allowed; else what the machine has; all pixels must fit
+    quiet : bool
+        print warnings only
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
+
+    Examples
+    --------
+    mrefali k_means stack.hdf classes --K=8 --ou=27
+    """
+    from mrefali.clustering import k_means
+
+    k_means(stack, outdir, mask, K=K, ou=ou, maxit=maxit, trials=trials, rand_seed=rand_seed, CTF=CTF, snr=snr, MPI=MPI,
+            threads=threads, max_memory=max_memory, quiet=quiet, write_back=write_back)
+
+
+def k_means_groups(stack: str, outdir: str, mask: str = None, *,
+                   K1: int = 2, K2: int = 10, ou: int = -1, maxit: int = 100, trials: int = 10,
+                   rand_seed: int = 1000, CTF: bool = False, MPI: bool = False, threads: int = 0,
+                   max_memory: str = None, quiet: bool = False):
+    """Run K-means for each of a range of K, and say which K three published criteria prefer.
+
+    OUTDIR gets groups.csv, one line a K, a log and, with the extra [viz], groups.png: Calinski-Harabasz and
+    Coleman (the largest is best) and Davies-Bouldin (the smallest). The headers of STACK stay as they are.
+    Wants scikit-learn: pip install 'mrefali[classify]'.
+
+    Parameters
+    ----------
+    stack : str
+        aligned particles, in any format
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        pixels where it is above 0.5 are compared; without it a disc of radius ou
+    K1 : int, 2 to K2
+        fewest classes
+    K2 : int, K1 to below the number of particles
+        most classes
+    ou : int, px, 1 to below n/2 - 1, or -1
+        radius of the disc; -1 stands for n//2 - 2
+    maxit : int, at least 1
+        iterations of a trial at most
+    trials : int, at least 1
+        beginnings for each K; the one that fits best counts
+    rand_seed : int, at least 0
+        seed of the beginnings
+    CTF : bool
+        multiply particles by the CTF in the headers
+    MPI : bool
+        share the checks among the MPI ranks; the first alone classifies
+    threads : int, at least 0
+        threads, of which K-means takes one; 0: every core
+    max_memory : str, such as 4GB
+        memory allowed; else what the machine has; all pixels must fit
+    quiet : bool
+        print warnings only
+
+    Examples
+    --------
+    mrefali k_means_groups stack.hdf groups --K1=2 --K2=12 --ou=27
+    """
+    from mrefali.clustering import k_means_groups
+
+    k_means_groups(stack, outdir, mask, K1=K1, K2=K2, ou=ou, maxit=maxit, trials=trials, rand_seed=rand_seed, CTF=CTF,
+                   MPI=MPI, threads=threads, max_memory=max_memory, quiet=quiet)
+
+
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
              max_shift: float = 3.0, mirror: bool = True, sizes: str = "", pixel_size: float = 2.0,
              nearly_symmetric: bool = False, junk: float = 0.0, CTF: bool = False, seed: int = 0):
@@ -735,5 +839,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, ali2d, simulate, demo, evaluate, null, info, header, transform2d, convert, select,
-            recenter, report, watch, montage)
+COMMANDS = (mref_ali2d, local_ali2d, ali2d, k_means, k_means_groups, simulate, demo, evaluate, null, info, header,
+            transform2d, convert, select, recenter, report, watch, montage)

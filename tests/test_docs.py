@@ -141,13 +141,14 @@ def test_the_script_for_slurm_is_one_of_the_calls():
 
 PAGES = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 GUIDES = ["classes.md", "from_cryosparc.md", "from_relion.md", "from_sparx.md", "method.md", "troubleshooting.md"]
-PROGRAMS = {"sxmref_ali2d.py": "mref_ali2d", "sxali2d.py": "ali2d", "sxheader.py": "header",
-            "sxtransform2d.py": "transform2d"}
+PROGRAMS = {"sxmref_ali2d.py": "mref_ali2d", "sxali2d.py": "ali2d", "sxk_means.py": "k_means",
+            "sxk_means_groups.py": "k_means_groups", "sxheader.py": "header", "sxtransform2d.py": "transform2d"}
 GUIDE_CALLS = sorted({line for name in GUIDES for line in
                       [line for text in blocks(PAGES[name], "console") for line in text.splitlines()]
                       + re.findall(r"`([^`\n]+)`", PAGES[name])
                       if re.match(r"(mrefali|sx\w+\.py) .", line)}
-                     - {"mrefali mref_ali2d", "mrefali ali2d", "mrefali convert"})
+                     - {"mrefali mref_ali2d", "mrefali ali2d", "mrefali k_means", "mrefali k_means_groups",
+                        "mrefali convert"})
 
 
 @pytest.mark.parametrize("line", GUIDE_CALLS)
