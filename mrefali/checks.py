@@ -357,15 +357,15 @@ def _check_pixels(statistics, path, first_index):
 def check_places(stack, outdir, comm, resume=False, write_back="journal"):
     """Have all ranks refuse an OUTDIR that cannot be made, or gone on in, or a stack whose headers cannot be written.
 
-    The root looks and the others wait: none of them holds the lock that the check tries for, and the root cannot make
-    OUTDIR before they have seen that there was none.
+    ``resume`` is None where nothing can be gone on with. The root looks and the others wait: none of them holds the
+    lock that the check tries for, and the root cannot make OUTDIR before they have seen that there was none.
     """
     with comm.agreeing():
         if comm.is_root:
             if resume:
                 check_old_directory(outdir)
             else:
-                check_new_directory(outdir)
+                check_new_directory(outdir, resumable=resume is not None)
             if stack.write_back_obstacle() is None:
                 stack.check_writable(write_back)
 
@@ -386,11 +386,12 @@ def check_old_directory(path):
         raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
 
 
-def check_new_directory(path):
+def check_new_directory(path, resumable=False):
     """Raise FileExistsError, FileNotFoundError or PermissionError if the directory ``path`` cannot be made."""
     if os.path.lexists(path):
-        raise FileExistsError(f"{path}: the output directory exists already: give a new name, remove it, or go on with "
-                              "the run in it by --resume")
+        way_out = "give a new name, remove it, or go on with the run in it by --resume"
+        raise FileExistsError(f"{path}: the output directory exists already: "
+                              f"{way_out if resumable else 'give a new name, or remove it'}")
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"{path}: its parent directory {parent} does not exist: make it first")

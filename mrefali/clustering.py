@@ -214,7 +214,7 @@ def _job(call, classes, write_back):
                     held.enter_context(hold(stack))
         particles = open_on_all_ranks(stack, comm)
         if write_back:
-            check_places(particles, outdir, comm, write_back=write_back)
+            check_places(particles, outdir, comm, None, write_back)
         else:
             with comm.agreeing():
                 if comm.is_root:

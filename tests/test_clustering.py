@@ -158,6 +158,18 @@ def test_files_of_other_formats_stay_as_they_are(tmp_path, capsys):
     assert {"particles.star", "class_averages.mrcs"} <= set(os.listdir(tmp_path / "out"))
 
 
+def test_where_headers_cannot_be_written_the_stack_is_copied_with_its_classes(tmp_path, monkeypatch, capsys):
+    stack, out = write(tmp_path)
+    before = Path(stack).read_bytes()
+    monkeypatch.setattr(HdfStack, "write_back_obstacle", lambda self: "it is engraved in stone")
+    assert cli.main(["k_means", stack, out, "--K=2", "--ou=6"]) == 0
+    assert f"the headers of {stack} cannot be written back: it is engraved in stone" in capsys.readouterr().err
+    assert Path(stack).read_bytes() == before
+    copy = open_stack(os.path.join(out, "poses.hdf"))
+    assert copy.column("assign") == (1 - small_classes()).tolist()
+    assert copy.poses().tobytes() == open_stack(stack).poses().tobytes()
+
+
 # --- the same however it is run
 
 
@@ -326,7 +338,7 @@ def test_an_outdir_that_is_there_is_refused(tmp_path):
     stack, out = write(tmp_path)
     os.mkdir(out)
     for call in (lambda: mrefali.k_means(stack, out, **OPTIONS), lambda: mrefali.k_means_groups(stack, out, ou=6)):
-        with pytest.raises(FileExistsError, match="the output directory exists already"):
+        with pytest.raises(FileExistsError, match="directory exists already: give a new name, or remove it$"):
             call()
     assert os.listdir(out) == []
 
