@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "mref_ali2d": "run",
     "local_ali2d": "run",
+    "ali2d": "run",
+    "k_means": "clustering",
+    "k_means_groups": "clustering",
     "align": "run",
     "simulate": "simulation",
     "demo": "demonstration",

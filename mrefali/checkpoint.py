@@ -128,7 +128,8 @@ def facts(plan, options):
     return {
         **{name: _plain(value) for name, value in given.items()},
         "ou": search.outer_radius, "function": function, **with_file,
-        "references": _checksum(plan.references),
+        # what the particles make themselves is made of the poses that a resumed run may have replaced
+        "references": None if options.reference_free else _checksum(plan.references),
         "mask": None if options.mask is None else _checksum(plan.settings.mask),
         "n_particles": stack.n_images, "box": stack.box, "pixel_size_A": stack.pixel_size_A,
         "headers": _checksum(_headers(stack, sampled), *_ctf(plan.particles)),

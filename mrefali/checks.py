@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from mrefali import average, ctf, geometry, memory, parallel, reference, sharpening
 from mrefali.band import Band
-from mrefali.classes import VANISHED
+from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
 from mrefali.fourier import EXTRA_GAIN, INTERPOLATIONS
 from mrefali.io import open_stack
@@ -57,6 +57,7 @@ class Options:
     lowpass: float | None = None
     highpass: float | None = None
     interpolation: str = "quadratic"
+    reference_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ class Plan:
     Attributes
     ----------
     particles : Particles
-    references : (n_references, n, n) float32
+    references : (n_references, n, n) float32 or None
+        None where the particles are still to make one.
     poses : (n_particles,) geometry.POSE
-        Where the search starts.
+        Those in the headers, or given.
     assign : (n_particles,) int64 or None
         The classes in the headers; None where an image has none.
     classes : (n_particles,) int64 or None
@@ -76,6 +78,8 @@ class Plan:
     settings : Settings
     n_bytes : int
         Memory that this rank will take.
+    start : (n_particles,) geometry.POSE
+        Where the search starts.
     """
 
     particles: Particles
@@ -85,6 +89,7 @@ class Plan:
     classes: np.ndarray | None
     settings: Settings
     n_bytes: int
+    start: np.ndarray
 
     @property
     def stack(self):
@@ -97,7 +102,8 @@ def prepare(stack, references, options, comm, poses=None):
     Parameters
     ----------
     stack, references
-        As :func:`mrefali.io.open_stack` gives them, or an ``ArrayStack``.
+        As :func:`mrefali.io.open_stack` gives them, or an ``ArrayStack``; ``references`` is None where the particles
+        make the one there is.
     options : Options
     comm
         See :mod:`mrefali.parallel`.
@@ -115,7 +121,10 @@ def prepare(stack, references, options, comm, poses=None):
     """
     with comm.agreeing():
         options = _check_options(options)
-        _check_same_images(stack, references)
+        if options.reference_free:
+            _check_enough(stack)
+        else:
+            _check_same_images(stack, references)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
         search, *finer = (Search(stack.box, options.ir, ou, options.rs, *stage, options.mirror)
                           for stage in _stages(options.xr, options.yr, options.ts))
@@ -124,12 +133,14 @@ def prepare(stack, references, options, comm, poses=None):
         poses, assign = _read_poses(stack, poses), read_classes(stack)
         classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
         of_stack = read_ctf(stack, options.snr) if options.CTF else None
-        images = references.read(0, references.n_images)
+        images = None if options.reference_free else references.read(0, references.n_images)
     compile_kernels(comm)
     with comm.agreeing():
-        _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-        others = memory.without_blocks(stack.n_images, len(images), stack.box) + options.CTF * ctf.KERNEL_BYTES
-        others += (options.subpixel or options.local) * sharpening.spline_bytes(len(images), stack.box)
+        if images is not None:
+            _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
+        n_references = 1 if images is None else len(images)
+        others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
+        others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
@@ -140,7 +151,7 @@ def prepare(stack, references, options, comm, poses=None):
                         options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation])
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
-    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes)
+    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes, poses)
 
 
 def _check_options(options):
@@ -154,6 +165,8 @@ def _check_options(options):
         numbers["max_memory"] = memory.parse_size("max_memory", options.max_memory)
     options = dataclasses.replace(options, **numbers)
     _check_choices(options.center, options.maxit, options.snr, options.vanished, options.center_limit)
+    if options.reference_free and options.rand_seed < 0:
+        raise InputError(f"rand_seed={options.rand_seed} is not allowed: give a whole number of at least 0")
     if None not in (options.lowpass, options.highpass) and options.highpass >= options.lowpass:
         raise InputError(f"highpass={options.highpass:g} is not below lowpass={options.lowpass:g}, which leaves "
                          "nothing to align by: give a lower highpass, or a higher lowpass")
@@ -280,6 +293,12 @@ def real_number(name, value):
     return float(value)
 
 
+def _check_enough(stack):
+    if stack.n_images < SMALLEST_CLASS:
+        raise InputError(f"{stack.path}: {stack.n_images} particles are too few for an average: give at least "
+                         f"{SMALLEST_CLASS}")
+
+
 def _check_same_images(stack, references):
     if references.n_images > stack.n_images:
         raise InputError(f"{references.path}: {references.n_images} references for the {stack.n_images} particles of "
@@ -338,15 +357,15 @@ def _check_pixels(statistics, path, first_index):
 def check_places(stack, outdir, comm, resume=False, write_back="journal"):
     """Have all ranks refuse an OUTDIR that cannot be made, or gone on in, or a stack whose headers cannot be written.
 
-    The root looks and the others wait: none of them holds the lock that the check tries for, and the root cannot make
-    OUTDIR before they have seen that there was none.
+    ``resume`` is None where nothing can be gone on with. The root looks and the others wait: none of them holds the
+    lock that the check tries for, and the root cannot make OUTDIR before they have seen that there was none.
     """
     with comm.agreeing():
         if comm.is_root:
             if resume:
                 check_old_directory(outdir)
             else:
-                check_new_directory(outdir)
+                check_new_directory(outdir, resumable=resume is not None)
             if stack.write_back_obstacle() is None:
                 stack.check_writable(write_back)
 
@@ -367,11 +386,12 @@ def check_old_directory(path):
         raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
 
 
-def check_new_directory(path):
+def check_new_directory(path, resumable=False):
     """Raise FileExistsError, FileNotFoundError or PermissionError if the directory ``path`` cannot be made."""
     if os.path.lexists(path):
-        raise FileExistsError(f"{path}: the output directory exists already: give a new name, remove it, or go on with "
-                              "the run in it by --resume")
+        way_out = "give a new name, remove it, or go on with the run in it by --resume"
+        raise FileExistsError(f"{path}: the output directory exists already: "
+                              f"{way_out if resumable else 'give a new name, or remove it'}")
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"{path}: its parent directory {parent} does not exist: make it first")

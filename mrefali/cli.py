@@ -20,7 +20,7 @@ import sys
 from collections import deque, namedtuple
 
 import mrefali
-from mrefali.commands import COMMANDS, header, mref_ali2d, transform2d
+from mrefali.commands import COMMANDS, ali2d, header, k_means, k_means_groups, mref_ali2d, transform2d
 from mrefali.errors import REFUSALS, InputError, RunFailed, Stopped, one_line
 from mrefali.signals import stopping
 
@@ -54,6 +54,21 @@ def main(argv=None):
 def sxmref_ali2d(argv=None):
     """Exit status of ``sxmref_ali2d.py ...``, the original's name of ``mrefali mref_ali2d ...``."""
     return _run_script(mref_ali2d, "sxmref_ali2d.py", argv)
+
+
+def sxali2d(argv=None):
+    """Exit status of ``sxali2d.py ...``, the original's name of ``mrefali ali2d ...``."""
+    return _run_script(ali2d, "sxali2d.py", argv)
+
+
+def sxk_means(argv=None):
+    """Exit status of ``sxk_means.py ...``, the original's name of ``mrefali k_means ...``."""
+    return _run_script(k_means, "sxk_means.py", argv)
+
+
+def sxk_means_groups(argv=None):
+    """Exit status of ``sxk_means_groups.py ...``, the original's name of ``mrefali k_means_groups ...``."""
+    return _run_script(k_means_groups, "sxk_means_groups.py", argv)
 
 
 def sxheader(argv=None):
@@ -345,8 +360,10 @@ def _default(parameter):
         return "default 1" if parameter.default else "default off"
     if parameter.default in (None, ""):
         return ""
-    is_number = parameter.annotation in (float, tuple)
-    return f"default {parameter.default:g}" if is_number else f"default {parameter.default}"
+    if parameter.annotation not in (float, tuple):
+        return f"default {parameter.default}"
+    numbers = parameter.default if isinstance(parameter.default, tuple) else (parameter.default,)
+    return f"default {' '.join(f'{number:g}' for number in numbers)}"
 
 
 def _usage(command, program):

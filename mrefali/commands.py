@@ -180,6 +180,201 @@ def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                 save_every=save_every, write_back=write_back)
 
 
+def ali2d(stack: str, outdir: str, mask: str = None, *,
+          ir: int = 1, ou: int = -1, rs: int = 1, xr: tuple = (4.0, 2.0, 1.0, 1.0), yr: tuple = -1.0,
+          ts: tuple = (2.0, 1.0, 0.5, 0.25), center: int = -1, maxit: int = 0, CTF: bool = False,
+          snr: float = 1.0, function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
+          mirror: bool = True, subpixel: bool = False, lowpass: float = None, highpass: float = None,
+          center_limit: float = None, interpolation: str = "quadratic", threads: int = 0,
+          max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
+          resume: bool = False, save_every: int = 0, write_back: str = "journal"):
+    """Align the particles of a stack to their own average, coarse to fine.
+
+    No reference is given: the first is the average of all particles by the poses in the headers. Where all of
+    those are the identity, each particle is turned by an angle drawn at random, so that nothing is aligned to
+    an orientation that the images have in common. Output is that of mref_ali2d, with one class, 0.
+
+    Parameters
+    ----------
+    stack : str
+        particles: square 2-D images; HDF and bdb with xform.align2d in their headers
+    outdir : str
+        directory for the results; made here, must not exist unless resumed
+    mask : str
+        mask for normalisation and criterion; without it a disc of radius ou
+    ir : int, px, 1 to ou
+        first ring
+    ou : int, px, ir to below n/2 - 1, or -1
+        last ring; -1 stands for n//2 - 2
+    rs : int, px, at least 1
+        step from ring to ring
+    xr : tuple, px, at least 0
+        search in x, from -xr to xr; one a stage
+    yr : tuple, px, at least 0, or -1
+        search in y, likewise; -1: as xr
+    ts : tuple, px, at least 0.01
+        step of the search; one a stage
+    center : int, -1 to 4
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+    maxit : int, at least 0
+        iterations a stage; 0: at most 10, till the criterion falls
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    function : str, or FILE.py:NAME
+        makes references of averages
+    rand_seed : int, at least 0
+        seed of the angles that are drawn
+    MPI : bool
+        share the particles among the MPI ranks of mpiexec
+    mirror : bool
+        try mirrored particles too
+    subpixel : bool
+        refine what the search finds continuously in shift and angle
+    lowpass : float, 1/px, above 0 to 0.5
+        for the alignment alone; opens with the iterations
+    highpass : float, 1/px, above 0 to 0.5
+        for the alignment alone
+    center_limit : float, px, above 0
+        an average whose centre lies farther out is left where it is
+    interpolation : str, quadratic or fourier
+        how particles are moved into the averages
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    max_memory : str, such as 4GB
+        memory each process may take; fewer particles are read at a time
+    quiet : bool
+        print warnings only
+    check : bool
+        validate, print estimates and search ranges in effect, stop
+    live : bool
+        write report.html after every iteration, not only at the end
+    resume : bool
+        go on with the run that the same call began
+    save_every : int, at least 0
+        write headers every so many iterations too; 0: at the end
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
+
+    Examples
+    --------
+    mrefali ali2d stack.hdf aligned --ou=25
+    mrefali ali2d stack.hdf aligned --ou=27 --xr="3 1" --ts="1 0.5" --maxit=4 --subpixel
+    """
+    from mrefali.run import ali2d
+
+    ali2d(stack, outdir, mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
+          function=function, rand_seed=rand_seed, MPI=MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass,
+          highpass=highpass, center_limit=center_limit, interpolation=interpolation, threads=threads,
+          max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume, save_every=save_every,
+          write_back=write_back)
+
+
+def k_means(stack: str, outdir: str, mask: str = None, *,
+            K: int, ou: int = -1, maxit: int = 100, trials: int = 10, rand_seed: int = 1000,
+            CTF: bool = False, snr: float = 1.0, MPI: bool = False, threads: int = 0,
+            max_memory: str = None, quiet: bool = False, write_back: str = "journal"):
+    """Classify aligned particles by K-means of their pixels.
+
+    The particles are normalised, moved by their poses (xform.align2d) and compared by their pixels under the
+    mask. Their classes go into the headers of STACK (assign), the largest as 0; poses and pixels stay. Output
+    is that of a run of mref_ali2d of one iteration. Wants scikit-learn: pip install 'mrefali[classify]'.
+
+    Parameters
+    ----------
+    stack : str
+        aligned particles, in any format
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        pixels where it is above 0.5 are compared; without it a disc of radius ou
+    K : int, 2 to the number of particles
+        classes
+    ou : int, px, 1 to below n/2 - 1, or -1
+        radius of the disc; -1 stands for n//2 - 2
+    maxit : int, at least 1
+        iterations of a trial at most
+    trials : int, at least 1
+        beginnings; the one that fits best counts
+    rand_seed : int, at least 0
+        seed of the beginnings
+    CTF : bool
+        multiply particles by the CTF in the headers, and weight averages by it
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    MPI : bool
+        share the checks among the MPI ranks; the first alone classifies
+    threads : int, at least 0
+        threads, of which K-means takes one; 0: every core
+    max_memory : str, such as 4GB
+        memory allowed; else what the machine has; all pixels must fit
+    quiet : bool
+        print warnings only
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
+
+    Examples
+    --------
+    mrefali k_means stack.hdf classes --K=8 --ou=27
+    """
+    from mrefali.clustering import k_means
+
+    k_means(stack, outdir, mask, K=K, ou=ou, maxit=maxit, trials=trials, rand_seed=rand_seed, CTF=CTF, snr=snr, MPI=MPI,
+            threads=threads, max_memory=max_memory, quiet=quiet, write_back=write_back)
+
+
+def k_means_groups(stack: str, outdir: str, mask: str = None, *,
+                   K1: int = 2, K2: int = 10, ou: int = -1, maxit: int = 100, trials: int = 10,
+                   rand_seed: int = 1000, CTF: bool = False, MPI: bool = False, threads: int = 0,
+                   max_memory: str = None, quiet: bool = False):
+    """Run K-means for each of a range of K, and say which K three published criteria prefer.
+
+    OUTDIR gets groups.csv, one line a K, a log and, with the extra [viz], groups.png: Calinski-Harabasz and
+    Coleman (the largest is best) and Davies-Bouldin (the smallest). The headers of STACK stay as they are.
+    Wants scikit-learn: pip install 'mrefali[classify]'.
+
+    Parameters
+    ----------
+    stack : str
+        aligned particles, in any format
+    outdir : str
+        directory for the results; made here, must not exist
+    mask : str
+        pixels where it is above 0.5 are compared; without it a disc of radius ou
+    K1 : int, 2 to K2
+        fewest classes
+    K2 : int, K1 to below the number of particles
+        most classes
+    ou : int, px, 1 to below n/2 - 1, or -1
+        radius of the disc; -1 stands for n//2 - 2
+    maxit : int, at least 1
+        iterations of a trial at most
+    trials : int, at least 1
+        beginnings for each K; the one that fits best counts
+    rand_seed : int, at least 0
+        seed of the beginnings
+    CTF : bool
+        multiply particles by the CTF in the headers
+    MPI : bool
+        share the checks among the MPI ranks; the first alone classifies
+    threads : int, at least 0
+        threads, of which K-means takes one; 0: every core
+    max_memory : str, such as 4GB
+        memory allowed; else what the machine has; all pixels must fit
+    quiet : bool
+        print warnings only
+
+    Examples
+    --------
+    mrefali k_means_groups stack.hdf groups --K1=2 --K2=12 --ou=27
+    """
+    from mrefali.clustering import k_means_groups
+
+    k_means_groups(stack, outdir, mask, K1=K1, K2=K2, ou=ou, maxit=maxit, trials=trials, rand_seed=rand_seed, CTF=CTF,
+                   MPI=MPI, threads=threads, max_memory=max_memory, quiet=quiet)
+
+
 def simulate(out: str, *, n: int = 800, views: int = 8, box: int = 64, snr: float = 0.3,
              max_shift: float = 3.0, mirror: bool = True, sizes: str = "", pixel_size: float = 2.0,
              nearly_symmetric: bool = False, junk: float = 0.0, CTF: bool = False, seed: int = 0):
@@ -644,5 +839,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, simulate, demo, evaluate, null, info, header, transform2d, convert, select,
-            recenter, report, watch, montage)
+COMMANDS = (mref_ali2d, local_ali2d, ali2d, k_means, k_means_groups, simulate, demo, evaluate, null, info, header,
+            transform2d, convert, select, recenter, report, watch, montage)

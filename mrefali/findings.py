@@ -38,8 +38,9 @@ class Borders:
 def borders(run, axis):
     """``Borders`` of the search of a run, ``axis`` 0 for x and 1 for y."""
     p = run.parameters
-    # of the first stage; a local refinement searches nothing
-    half, step = (np.ravel(p.get(*name))[0] for name in ((("xrng", "yrng")[axis], 0.0), ("step", 1.0)))
+    # of the first stage, by the names of mref_ali2d or of ali2d; a local refinement searches nothing
+    half, step = (np.ravel(p.get(old, p.get(new, none)))[0] for old, new, none in (
+        (("xrng", "xr", 0.0), ("yrng", "yr", 0.0))[axis], ("step", "ts", 1.0)))
     cut = np.array(geometry.search_range(half, 0.0, run.box, p["outer_radius"]))
     limit = np.array(geometry.search_range(np.inf, 0.0, run.box, p["outer_radius"]))
     return Borders(whole_steps(cut, step) * step * [-1, 1], limit * [-1, 1], float(step))

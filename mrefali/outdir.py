@@ -180,6 +180,13 @@ class OutputDirectory:
             logger.info("%s: %s", path, line)
         return path
 
+    def write_groups(self, rows):
+        """``groups.csv``: a row a number of classes, dicts of the same names."""
+        with self._open_new("groups.csv") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
     def write_average_images(self, averages):
         """``class_averages.mrcs``, of the last iteration."""
         write_mrcs(self._file("class_averages.mrcs"), [averages], *averages.shape[:2], self.pixel_size_A)

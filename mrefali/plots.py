@@ -178,6 +178,30 @@ def members(run, k, most):
     return figure
 
 
+def groups(rows, criteria):
+    """What criteria of the number of classes say, a panel each, with the number that each prefers.
+
+    Parameters
+    ----------
+    rows : list of dict
+        One a number of classes ``K``.
+    criteria : dict of str to (str, int)
+        Title to name in the rows and the ``K`` preferred.
+
+    Returns
+    -------
+    Picture
+    """
+    figure, axes = _figure(len(criteria), 3.0, 2.6)
+    numbers = [row["K"] for row in rows]
+    for one, (title, (name, best)) in zip(axes, criteria.items(), strict=True):
+        one.plot(numbers, [row[name] for row in rows], "o-", color=INK, ms=3)
+        one.axvline(best, color=SECOND, ls="--", lw=1.2)
+        one.set(title=f"{title}: {best}", xlabel="classes")
+        one.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
 def _figure(n_panels, width, height):
     """A figure of panels side by side, with quiet axes."""
     figure = Picture(figsize=(n_panels * width, height), layout="constrained")

@@ -131,6 +131,41 @@ class State:
     stopped: bool = False
 
 
+def first_average(particles, poses, settings, comm):
+    """What all particles make, moved by their poses, as the reference to begin with.
+
+    Parameters
+    ----------
+    particles : Particles
+        At least four.
+    poses : (n_particles,) geometry.POSE
+    settings : Settings
+    comm
+        See :mod:`mrefali.parallel`.
+
+    Returns
+    -------
+    references : (1, n, n) float32
+        The average after the reference function, on every rank.
+    poses : (n_particles,) geometry.POSE
+        With the shift that centred the average.
+    """
+    start, stop = comm.share(particles.n_images)
+    sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
+                             settings.move)
+    for block, images in particles.stream(start, stop):
+        signals.check()
+        average.normalize_particles(images, particles.inside)
+        sums.add(images, poses[block], np.zeros(len(images), np.int32), np.arange(block.start, block.stop),
+                 particles.ctf_sq(block))
+    sums.merge(comm)
+    n, none = particles.n_images, np.zeros((1, particles.box, particles.box), np.float32)
+    everyone = Alignments(np.zeros(n, np.int32), poses, np.zeros(n))
+    classes = comm.from_root(
+        update_classes(sums, everyone, none, particles, settings, None) if comm.is_root else None)
+    return classes[0].image[None], fold_in_centring(poses, everyone.assign, classes)
+
+
 def first_state(references, poses, settings, classes=None):
     """The ``State`` before the first iteration; ``classes`` (n_particles,) are those of a local refinement."""
     assign = np.full(len(poses), -1, np.int32) if classes is None else classes.astype(np.int32)

@@ -9,7 +9,7 @@ import platform
 import shlex
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -23,7 +23,7 @@ from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.io import ArrayStack, check_room, hold, open_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
-from mrefali.refine import Iteration, first_state, refine
+from mrefali.refine import Iteration, first_average, first_state, refine
 from mrefali.results import require_pictures
 from mrefali.search import whole_steps
 
@@ -164,11 +164,59 @@ check, live, resume, save_every, write_back
         lowpass=lowpass, highpass=highpass, max_memory=max_memory), call)
 
 
+def ali2d(stack, outdir, maskfile=None, *, ir=1, ou=-1, rs=1, xr=(4.0, 2.0, 1.0, 1.0), yr=-1,
+          ts=(2.0, 1.0, 0.5, 0.25), center=-1, maxit=0, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000,
+          MPI=False, mirror=True, subpixel=False, lowpass=None, highpass=None, center_limit=None,
+          interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+          save_every=0, write_back="journal"):
+    """Align a stack to its own average, coarse to fine, as SPARX's ``sxali2d`` does.
+
+    The first reference is the average of all particles by the poses in their headers; where all of those are the
+    identity, each particle is turned by an angle drawn at random, so that nothing is aligned to an orientation that the
+    images happen to have in common. Each iteration aligns all particles to the average of the last. Files, CTF,
+    averages and MPI are as for :func:`mref_ali2d`, with a single class.
+
+    Parameters
+    ----------
+    stack : str
+        At least four square 2-D images, in HDF and bdb with ``xform.align2d`` in their headers, which is set at the
+        end; ``assign`` becomes 0.
+    xr, yr, ts : float or sequence of float, px
+        Half-ranges and step of the translation search, one for each stage of ``maxit`` iterations; ``yr=-1``: as
+        ``xr``.
+    maxit : int
+        Iterations of a stage; 0 means at most ten, ended when the criterion falls.
+    function : str or callable
+        Reference function, see :func:`mrefali.reference.find_function`; the first average passes it too.
+    rand_seed : int
+        Seed of the angles drawn; at least 0.
+    outdir, maskfile, ir, ou, rs, center, CTF, snr, MPI, mirror, subpixel, lowpass, highpass, center_limit, \
+interpolation, threads, max_memory, quiet, check, live, resume, save_every, write_back
+        As for :func:`mref_ali2d`.
+
+    Raises
+    ------
+    InputError, FileNotFoundError, FileExistsError, PermissionError
+        Before anything is created or changed; under MPI on all ranks alike.
+    RunFailed
+        Where a file of the run cannot be read or written any more.
+    Stopped
+        On a signal, at the command line.
+    """
+    yr = xr if yr == -1 else yr
+    call = dict(locals())
+    _run_on_files(Options(
+        mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
+        function=function, rand_seed=rand_seed, vanished="keep", center_limit=center_limit, quiet=quiet, mirror=mirror,
+        max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation,
+        reference_free=True), call)
+
+
 def _run_on_files(options, call):
     """Check everything; then run, unless that is all that was asked for. ``call`` holds the caller's arguments."""
     stack, outdir = call["stack"], call["outdir"]
     comm = parallel.communicator(call["MPI"])
-    with (comm.ending_together(), _stopping(lambda: "no iteration was begun, and nothing was created or changed"),
+    with (comm.ending_together(), stopping_with(lambda: "no iteration was begun, and nothing was created or changed"),
           use_threads(call["threads"], comm), ExitStack() as held):
         with comm.agreeing():
             check_saving(call["save_every"], call["write_back"])
@@ -176,9 +224,12 @@ def _run_on_files(options, call):
                 require_pictures("live")
             if comm.is_root:
                 held.enter_context(hold(stack))
-        particles, references = _open(stack, comm), _open(call["refim"], comm)
+        particles = open_on_all_ranks(stack, comm)
+        references = None if options.reference_free else open_on_all_ranks(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
+        if options.reference_free:
+            plan = _with_first_average(plan, comm)
         signals.check()
         if call["check"]:
             if comm.is_root:
@@ -194,12 +245,23 @@ def _run_on_files(options, call):
             run.go_on()
         else:
             standing = f"finished iterations are in {outdir}; the same call with --resume goes on from there"
-            with _files_may_fail(lambda: f"{stack} is as it was"), _stopping(lambda: standing):
+            with files_may_fail(lambda: f"{stack} is as it was"), stopping_with(lambda: standing):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm, state):
                     pass
 
 
-def _open(path, comm):
+def _with_first_average(plan, comm):
+    """The plan with the average of all particles as its reference, and the poses that centre it."""
+    poses = plan.poses
+    if not any(poses[name].any() for name in poses.dtype.names):
+        # an orientation that all particles have in common would stay in all averages that follow
+        poses = geometry.make_poses(np.random.default_rng(plan.settings.rand_seed).uniform(0, 360, len(poses)))
+    with files_may_fail(lambda: "nothing was created or changed"):
+        references, start = first_average(plan.particles, poses, plan.settings, comm)
+    return replace(plan, references=references, start=start)
+
+
+def open_on_all_ranks(path, comm):
     """The stack ``path`` on every rank; a table of particles is read by the root, the others get its arrays."""
     with comm.agreeing():
         stack = open_stack(path) if comm.is_root else None
@@ -288,8 +350,7 @@ class _Run:
         self._plan, self._call, self._comm = plan, call, comm
         self._stack, self._settings = plan.stack, plan.settings
         self._path, self._save_every = os.fspath(call["outdir"]), call["save_every"]
-        self._versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "h5py")} | {
-            "mrefali": mrefali.__version__, "python": platform.python_version()}
+        self._versions = versions("numba", "numpy", "scipy", "h5py")
         self._facts = checkpoint.facts(plan, options)
         self._headers = pose_checksum(plan.poses, plan.assign)  # in the stack
         self._obstacle = self._stack.write_back_obstacle()
@@ -303,7 +364,7 @@ class _Run:
             checkpoint.check_same(self._path, found, self._facts, self._headers)
             self.state, self._found = found.state, found
         else:
-            self.state, self._found = first_state(plan.references, plan.poses, self._settings, plan.classes), None
+            self.state, self._found = first_state(plan.references, plan.start, self._settings, plan.classes), None
         check_room(os.path.dirname(os.path.abspath(self._path)), bytes_needed(
             self._stack.n_images, len(plan.references), self._stack.box, iterations - self.state.number - 1),
             f"{self._path} gets the results of {iterations - self.state.number - 1} iterations",
@@ -321,7 +382,7 @@ class _Run:
         return self._closing.__exit__(*exception)
 
     def _begin(self):
-        parameters = _describe(self._plan, self._call, self._comm) | self._versions
+        parameters = describe(self._plan, len(self._plan.references), self._call, self._comm) | self._versions
         self._output.begin(parameters, self._plan.assign, self._plan.poses)
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
@@ -349,7 +410,7 @@ class _Run:
     def go_on(self):
         """All iterations that are left, and the headers."""
         plan, settings = self._plan, self._settings
-        with _files_may_fail(self._standing), _stopping(self._standing):
+        with files_may_fail(self._standing), stopping_with(self._standing):
             for iteration in refine(plan.particles, plan.references, plan.poses, settings, self._comm, self.state):
                 self._output.write_iteration(iteration)
                 _report_iteration(iteration, settings)
@@ -368,7 +429,7 @@ class _Run:
         logger.info("done: averages and FRC curves in %s, %s in %s", self._path,
                     "poses and classes" if self._stack.read_only else "xform.align2d and assign", written)
         done = f"but the run is done: averages in {self._path}, poses and classes in {written}"
-        with _files_may_fail(lambda: done), _stopping(lambda: done):
+        with files_may_fail(lambda: done), stopping_with(lambda: done):
             self._reporter.finish()
 
     def _standing(self):
@@ -382,15 +443,15 @@ class _Run:
         table = f"{self._path}/poses.csv"
         state = f"but the run is done, its result in {table}"
         if self._stack.read_only:
-            with _files_may_fail(lambda: state), _stopping(self._standing):
+            with files_may_fail(lambda: state), stopping_with(self._standing):
                 return self._output.write_particles(self._stack, self.state.poses, self.state.assign)
         if self._obstacle is not None:
-            with _files_may_fail(lambda: state), _stopping(self._standing):
+            with files_may_fail(lambda: state), stopping_with(self._standing):
                 matrices = geometry.to_matrices(self.state.poses)
                 return self._output.write_poses_stack(self._stack, matrices, self.state.assign)
         command = (f"mrefali header {shlex.quote(self._stack.path)} --params=xform.align2d,assign "
                    f"--import={shlex.quote(table)} puts it into the headers")
-        with _files_may_fail(lambda: f"{state}: {command}"), _stopping(lambda: f"{state}: {command}"):
+        with files_may_fail(lambda: f"{state}: {command}"), stopping_with(lambda: f"{state}: {command}"):
             self._write_headers()
         return f"the headers of {self._stack.path}"
 
@@ -401,7 +462,7 @@ class _Run:
 
 
 @contextmanager
-def _files_may_fail(state):
+def files_may_fail(state):
     """Turn what a file does to a run that has begun into one line, which ends with the state of things, a function."""
     try:
         yield
@@ -410,7 +471,7 @@ def _files_may_fail(state):
 
 
 @contextmanager
-def _stopping(state):
+def stopping_with(state):
     """Have a signal that ends a run say the state of things, which the function ``state`` tells."""
     try:
         yield
@@ -429,18 +490,24 @@ def _search_and_sum_few(plan, n_particles):
                              plan.particles.ctf is not None, plan.settings.move)
     began = time.perf_counter()
     images = plan.particles.read(few)
-    found = aligner(images, plan.poses[few], None if plan.classes is None else plan.classes[few])
+    found = aligner(images, plan.start[few], None if plan.classes is None else plan.classes[few])
     sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
     return time.perf_counter() - began
 
 
-def _describe(plan, call, comm):
+def versions(*packages):
+    """``{name: version}`` of these packages, of this one and of Python."""
+    return {name: importlib.metadata.version(name) for name in packages} | {
+        "mrefali": mrefali.__version__, "python": platform.python_version()}
+
+
+def describe(plan, n_references, call, comm):
     """Every option of the call, and what it came to."""
     search = plan.settings.search
     return {
         **{name: _plain(value) for name, value in call.items()},
         "folder": os.getcwd(), "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "n_particles": plan.stack.n_images, "n_references": len(plan.references), "box": search.box,
+        "n_particles": plan.stack.n_images, "n_references": n_references, "box": search.box,
         "pixel_size_A": plan.stack.pixel_size_A, "inner_radius": search.inner_radius,
         "outer_radius": search.outer_radius, "ring_step": search.ring_step,
         "most_iterations": plan.settings.most_iterations,
@@ -469,9 +536,10 @@ def _report_range(plan):
 
 def _report_stage(plan, settings):
     search = settings.search
+    references = f"{len(plan.references)} reference{'s' * (len(plan.references) > 1)}"
     if settings.local:
-        logger.info("%d particles of %d x %d px, %d references, refined about their present poses over a disc of %d px",
-                    plan.stack.n_images, search.box, search.box, len(plan.references), search.outer_radius)
+        logger.info("%d particles of %d x %d px, %s, refined about their present poses over a disc of %d px",
+                    plan.stack.n_images, search.box, search.box, references, search.outer_radius)
         return
     lines = []
     for axis, half in (("x", search.xr), ("y", search.yr)):
@@ -486,8 +554,8 @@ def _report_stage(plan, settings):
         elif left < half - 1e-5:
             logger.warning("%sr=%g is no whole number of steps of ts=%g: the search ends at %g", axis, half,
                            search.shift_step, left)
-    logger.info("%d particles of %d x %d px, %d references, rings %d to %d px in steps of %d; search for a centred "
-                "particle: %s, in steps of %g px%s", plan.stack.n_images, search.box, search.box, len(plan.references),
+    logger.info("%d particles of %d x %d px, %s, rings %d to %d px in steps of %d; search for a centred "
+                "particle: %s, in steps of %g px%s", plan.stack.n_images, search.box, search.box, references,
                 search.inner_radius, search.outer_radius, search.ring_step, ", ".join(lines), search.shift_step,
                 ", then refined continuously" if settings.subpixel else "")
 

@@ -184,7 +184,7 @@ def test_a_bad_call_is_refused_before_anything_runs(alignment, capsys, words, me
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "a command comes first, one of mref_ali2d, local_ali2d, simulate"),
+    ([], "a command comes first, one of mref_ali2d, local_ali2d, ali2d, k_means"),
     (["--ou=3"], "a command comes first"),
     (["mref_ali"], "unknown command mref_ali: did you mean mref_ali2d?"),
     (["Info", "x"], "unknown command Info: did you mean info?"),
@@ -294,7 +294,7 @@ def test_every_parameter_has_one_line_of_help(capsys, command):
         label = p.name.upper() if p.kind is p.POSITIONAL_OR_KEYWORD else f"--{p.name.removesuffix('_')}"
         (line,) = [line for line in lines if re.match(rf"  {label}\b", line)]
         assert re.fullmatch(rf"  {label}(=INT|=NUMBERS?|=TEXT|=1\|0)?  +\w.*", line)
-        if p.annotation in (int, float) and p.default is not None:
+        if p.annotation in (int, float) and p.default not in (None, p.empty):
             assert line.endswith(f"default {p.default:g})")
     assert max(map(len, lines)) <= 110
 
@@ -452,7 +452,9 @@ def test_the_scripts_and_the_module_are_one_command_line():
         [SCRIPTS / "mrefali", "mref_ali2d"], [sys.executable, "-m", "mrefali", "mref_ali2d"])}
     assert usages == {"usage: mrefali mref_ali2d STACK REFS OUTDIR [MASK] [--OPTION=VALUE ...]"}
     for script, arguments in (("sxmref_ali2d.py", "STACK REFS OUTDIR [MASK]"), ("sxtransform2d.py", "STACK OUT"),
-                              ("sxheader.py", "STACK --params=TEXT")):
+                              ("sxheader.py", "STACK --params=TEXT"), ("sxali2d.py", "STACK OUTDIR [MASK]"),
+                              ("sxk_means.py", "STACK OUTDIR [MASK] --K=INT"),
+                              ("sxk_means_groups.py", "STACK OUTDIR [MASK]")):
         old = run(SCRIPTS / script, "--help")
         assert (old.returncode, old.stderr) == (0, "")
         assert old.stdout.startswith(f"usage: {script} {arguments} [--OPTION=VALUE ...]\n")

@@ -15,7 +15,7 @@ from test_io_hdf import contents
 from mrefali import cli, signals
 from mrefali.errors import Stopped
 from mrefali.io import open_stack
-from mrefali.run import _stopping
+from mrefali.run import stopping_with
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 pytestmark = pytest.mark.jit_only  # whole runs
@@ -153,7 +153,7 @@ def test_an_exception_that_took_the_place_of_the_signals_is_not_the_end():
         compile_()
 
     def run():
-        with signals.stopping(), _stopping(lambda: "two are finished"):
+        with signals.stopping(), stopping_with(lambda: "two are finished"):
             compile_within()
 
     def compile_within():
@@ -167,7 +167,7 @@ def test_an_exception_that_took_the_place_of_the_signals_is_not_the_end():
 
 
 def test_without_a_signal_an_exception_stays_what_it_is():
-    with pytest.raises(ZeroDivisionError), signals.stopping(), _stopping(lambda: "two are finished"):
+    with pytest.raises(ZeroDivisionError), signals.stopping(), stopping_with(lambda: "two are finished"):
         1 / 0  # noqa: B018
 
 
