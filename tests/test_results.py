@@ -56,8 +56,27 @@ def test_poses_and_history_are_data_frames_of_the_tables(run):
     assert history["resolution_0.5_px"].tolist() == small.read_table(f"{run.path}/history.csv")["resolution_0.5_px"]
 
 
+def test_the_mean_peak_of_a_class_is_that_of_its_particles(run):
+    poses = run.poses
+    np.testing.assert_allclose(run.mean_peak[-1], poses.groupby("assign")["peak"].mean(), rtol=1e-12)
+    assert run.history["mean_peak"].tolist() == run.mean_peak.ravel().tolist()
+
+
+def test_a_history_of_a_version_without_class_health_is_read(tmp_path):
+    outdir = finished.write(tmp_path)
+    history = pandas.read_csv(f"{outdir}/history.csv")
+    history.drop(columns=list(results.HEALTH_COLUMNS)).to_csv(f"{outdir}/history.csv", index=False)
+    run = mrefali.open_run(outdir)
+    assert np.isnan([run.mean_peak, run.like, run.likeness, run.detail, run.detail_error]).all()
+    assert run.counts.sum(axis=1).tolist() == [60, 60]
+    assert titles(outdir) == []
+    mrefali.report(outdir)
+
+
 def test_a_class_that_vanished_has_no_frc_and_no_resolution(made):
     assert np.flatnonzero(made.vanished).tolist() == [3, 4]
+    assert np.isnan(made.like[-1, 3:5]).all()
+    assert not np.isnan(made.mean_peak[-1, 3:5]).any()  # of two particles each
     assert np.isnan(made.frc[3:5]).all()
     assert not np.isnan(np.delete(made.frc, [3, 4], axis=0)).any()
     assert made.by_size[-2:].tolist() == [3, 4]
@@ -121,7 +140,7 @@ def test_of_a_run_at_work_the_whole_iterations_are_read(tmp_path):
     run = mrefali.open_run(outdir)
     assert run.n_iterations == 2
     assert run.state == "unfinished"
-    assert run.history.shape == (12, 11)
+    assert run.history.shape == (12, 16)
 
 
 def test_the_state_of_a_run_is_in_its_files(tmp_path):

@@ -154,7 +154,8 @@ def test_history_has_one_row_an_iteration_and_class(run):
     history = run.table("history.csv")
     assert list(history) == [
         "iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px", "filter_cutoff",
-        "filter_falloff", "center_x", "center_y", "criterion"]
+        "filter_falloff", "center_x", "center_y", "criterion", "mean_peak", "like", "likeness", "detail",
+        "detail_error"]
     assert (history["iteration"], history["class"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert classes(run, 0)["changed"] == classes(run, 0)["count"]  # nobody had a class before
     assert classes(run, 1)["count"] == np.bincount(np.array(run.table("poses.csv")["assign"], int)).tolist()
