@@ -4,17 +4,20 @@ Plain Python over :mod:`mrefali.average` and a reference function (SPEC section 
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mrefali import average, reference
+from mrefali import average, health, reference
 from mrefali.ctf import wiener_divide
 
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 #: A class with fewer particles has vanished.
 SMALLEST_CLASS = 4
+
+#: Where classes are compared, added to the mean CTF^2 of their particles, which is about 0.5 but near its zeros.
+LEAST_CTF_SQ = 0.1
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ class ClassUpdate:
         None for a class that vanished, or where the reference function names none.
     shift : (2,) float64 or None
         By which the average was moved to centre it, px; None for a class that vanished.
+    like : int or None
+        The class whose average is most alike; None for a class that vanished, or where there is no telling.
+    likeness, detail, detail_error : float
+        See ``health.Health``; NaN for a class that vanished, or where there is no telling.
     """
 
     image: np.ndarray
@@ -43,6 +50,10 @@ class ClassUpdate:
     frc: np.ndarray | None = None
     filter: reference.TanhFilter | None = None
     shift: np.ndarray | None = None
+    like: int | None = None
+    likeness: float = np.nan
+    detail: float = np.nan
+    detail_error: float = np.nan
 
     @property
     def vanished(self):
@@ -74,8 +85,31 @@ def update_classes(sums, found, references, particles, settings, rng):
     members = np.split(order, np.cumsum(counts)[:-1])
     updates = [_averaged(k, sums, k, members[k], found.poses, settings) if counts[k] >= SMALLEST_CLASS else None
                for k in range(len(references))]
-    replace = VANISHED[settings.vanished](members, found, references, particles, settings, rng)
-    return [replace(k) if update is None else update for k, update in enumerate(updates)]
+    _examine(updates, sums, settings)
+    substitute = VANISHED[settings.vanished](members, found, references, particles, settings, rng)
+    return [substitute(k) if update is None else update for k, update in enumerate(updates)]
+
+
+def _examine(updates, sums, settings):
+    """Put into the updates that there are what their averages say of the classes."""
+    there = [k for k, update in enumerate(updates) if update is not None]
+    if not there:
+        return
+    found = health.examine((_half_means(sums, k, updates[k].members) for k in there), settings.search)
+    for k, like, likeness, detail, error in zip(there, *(values.tolist() for values in vars(found).values()),
+                                                strict=True):
+        updates[k] = replace(updates[k], like=None if like < 0 else there[like], likeness=likeness, detail=detail,
+                             detail_error=error)
+
+
+def _half_means(sums, k, members):
+    """The averages of the two halves of class ``k``, (2, n, n) float64, of one height however few its particles are."""
+    halves, counts = sums.halves(k), np.maximum(np.bincount(members % 2, minlength=2), 1)
+    if sums.ctf_sums is None:
+        return halves / counts[:, None, None]
+    # not by the snr of the run, whose Wiener term flattens a small class more than a large one
+    return np.stack([wiener_divide(half, weight, 1 / (LEAST_CTF_SQ * count))
+                     for half, weight, count in zip(halves, sums.ctf_sq(k), counts, strict=True)])
 
 
 def _averaged(k, sums, row, members, poses, settings):

@@ -1,13 +1,14 @@
-"""What deserves a second look in a run, in sentences with a way out. Imports search and geometry of ours.
+"""What deserves a second look in a run, in sentences with a way out. Imports health, search and geometry of ours.
 
 A run is what :func:`mrefali.results.open_run` gives.
 """
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
 
-from mrefali import geometry
+from mrefali import geometry, health
 from mrefali.search import whole_steps
 
 #: Shares of all particles beyond which a run is unsettled, one class too large, and a border of the search piled up.
@@ -15,6 +16,9 @@ UNSETTLED, DOMINANT, PILED = 0.05, 0.5, 0.02
 
 #: How many times the particles of the step before it a border must hold, and what lies beyond, to be piled up.
 PILE = 1.2
+
+#: Groups of classes, and classes that are worth keeping, that a sentence names at most.
+MOST_GROUPS, MOST_KEPT = 12, 24
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def piles(run):
 
 def findings(run):
     """List of (title, text) of what may be wrong with a run, the gravest first."""
-    return [finding for check in (_vanished, _dominant, _piled, _unsettled, _fallen) for finding in check(run)]
+    checks = (_vanished, _dominant, class_health, _piled, _unsettled, _fallen)
+    return [finding for check in checks for finding in check(run)]
 
 
 def _vanished(run):
@@ -91,6 +96,28 @@ def _dominant(run):
         yield (f"Class {share.argmax()} holds {share.max():.0%} of all particles",
                "A class that swallows most particles is more often a matter of contrast than of biology: look at the "
                "standard deviations of the references.")
+
+
+def class_health(run):
+    """Findings on classes that show one view, and on classes that are junk, see :mod:`mrefali.health`."""
+    groups, place = health.same_views(run.like[-1], run.likeness[-1]), shlex.quote(run.path)
+    if groups:
+        named = [", ".join(map(str, group[:-1])) + f" and {group[-1]}" for group in groups]
+        more = f"; and {len(groups) - MOST_GROUPS} groups more" if len(groups) > MOST_GROUPS else ""
+        pooled = ",".join(map(str, groups[0]))
+        yield (f"Classes show the same view: {'; '.join(named[:MOST_GROUPS])}{more}",
+               f"Aligned and corrected for noise, their averages correlate by {health.SAME_VIEW:g} or more. Give fewer "
+               f"references, or put the particles together: mrefali select {place} one.star --classes={pooled}.")
+    detail = run.detail[-1]
+    poor = health.junk(detail, run.detail_error[-1])
+    if poor.size:
+        kept = np.setdiff1d(np.flatnonzero(~run.vanished), poor)
+        text = ",".join(map(str, kept[:MOST_KEPT])) + (",..." if len(kept) > MOST_KEPT else "")
+        yield (f"{_named('Class', 'Classes', poor)} {'looks' if poor.size == 1 else 'look'} like junk, or like several "
+               "views in one",
+               f"The halves of such an average agree on less than {health.JUNK_DETAIL:.0%} of the detail of the "
+               f"median class ({', '.join(f'{detail[k]:.0%}' for k in poor[:MOST_GROUPS])}): its members have little "
+               f"in common. Look at them; to go on without: mrefali select {place} good.star --classes={text}.")
 
 
 def _piled(run):

@@ -21,7 +21,8 @@ details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
 POSE_COLUMNS = ("index", "assign", "alpha", "sx", "sy", "mirror", "peak", "changed")
 HISTORY_COLUMNS = ("iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px",
-                   "filter_cutoff", "filter_falloff", "center_x", "center_y", "criterion")
+                   "filter_cutoff", "filter_falloff", "center_x", "center_y", "criterion", "mean_peak", "like",
+                   "likeness", "detail", "detail_error")
 
 #: Rows of a table that are made ready together: as Python's numbers they take six times their memory.
 ROWS_AT_ONCE = 4096
@@ -35,7 +36,7 @@ def bytes_needed(n_particles, n_references, box, n_iterations):
     """Room that the files of so many iterations take, and a checkpoint and its successor."""
     average = 4 * box * box + HEADERS
     frc = (RING * (box // 2 + 1) // PAGE + 1) * PAGE
-    iteration = n_references * (average + frc + 200) + 4 * n_particles
+    iteration = n_references * (average + frc + 300) + 4 * n_particles
     tables, state = 3 * ROW * n_particles, n_references * 4 * box * box + 40 * n_particles
     return n_iterations * iteration + n_references * average + tables + 2 * state + 20 * PAGE
 
@@ -210,7 +211,9 @@ class OutputDirectory:
         name, rows = self._file("history.csv"), [HISTORY_COLUMNS]
         if iteration.number > 0:
             with open(name, encoding="utf-8", newline="") as file:
-                rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < iteration.number]
+                earlier = [row for row in list(csv.reader(file))[1:] if int(row[0]) < iteration.number]
+            # a run that an older version began has fewer columns
+            rows += [row + [""] * (len(HISTORY_COLUMNS) - len(row)) for row in earlier]
         with self._open_new("history.csv") as file:
             csv.writer(file).writerows([*rows, *_history(iteration)])
 
@@ -237,12 +240,15 @@ class _Log(logging.FileHandler):
 
 def _history(iteration):
     changed = np.bincount(iteration.assign[iteration.changed], minlength=len(iteration.classes))
+    peaks = np.bincount(iteration.assign, iteration.peak, len(iteration.classes))
     for k, c in enumerate(iteration.classes):
         row = [iteration.number, k, c.count, int(changed[k])]
         row += ["", ""] if c.vanished else [resolution_px(c.frc, 0.5), resolution_px(c.frc, 0.143)]
         row += ["", ""] if c.filter is None else [c.filter.cutoff, c.filter.falloff]
         row += ["", ""] if c.shift is None else [-float(c.shift[0]), -float(c.shift[1])]
-        yield [*row, iteration.criterion]
+        row += [iteration.criterion, float(peaks[k] / c.count) if c.count else ""]
+        row += ["" if c.like is None else c.like]
+        yield [*row, *("" if np.isnan(value) else value for value in (c.likeness, c.detail, c.detail_error))]
 
 
 def resolution_px(frc, threshold):

@@ -132,9 +132,12 @@ def _render(run, stack, live):
     folder = Path(__file__).parent
     script, style = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("js", "css"))
     classes, no_members = _classes(run, stack)
+    found = findings(run)
+    # the log says some of them too
+    warnings = [(text, n) for text, n in _warnings(run.log) if not any(text.startswith(title) for title, _ in found)]
     return environment.from_string((folder / "page.html").read_text("utf-8")).render(
         run=run, name=os.path.basename(os.path.abspath(run.path)), live=live, classes=classes, no_members=no_members,
-        findings=findings(run), warnings=_warnings(run.log), times=[run.log[i][0] for i in (0, -1)] if run.log else [],
+        findings=found, warnings=warnings, times=[run.log[i][0] for i in (0, -1)] if run.log else [],
         last_words=run.log[-1][2] if run.state == "failed" else None, iterations=_iterations(run),
         data=_data(run, classes), style=style, script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
@@ -163,6 +166,8 @@ def _class(run, k, stack, allowance):
         "number": k, "vanished": vanished, "count": int(run.counts[-1, k]),
         "share": run.counts[-1, k] / run.n_particles, "changed": int(run.changed[-1, k]),
         "res05": run.resolution_05_px[-1, k], "res0143": run.resolution_0143_px[-1, k],
+        "mean_peak": run.mean_peak[-1, k], "like": run.like[-1, k], "likeness": run.likeness[-1, k],
+        "detail": run.detail[-1, k],
         "bar": run.counts[-1, k] / max(run.counts[-1].max(), 1),
         "picture": None if vanished else pictures.data_uri(average),
         "members": None,

@@ -22,6 +22,9 @@ from mrefali.io import is_bdb, open_stack
 #: What ``pip install 'mrefali[viz]'`` brings, by the names of import.
 VIZ = ("matplotlib", "pandas", "jinja2", "PIL")
 
+#: Columns of ``history.csv`` that the first runs do not have.
+HEALTH_COLUMNS = ("mean_peak", "like", "likeness", "detail", "detail_error")
+
 LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) (\w+) +(.*)")
 
 
@@ -72,6 +75,11 @@ class Run:
         Period at which the FRC first falls below 0.5 and below 0.143; 2 where it never falls, NaN for a class that
         vanished.
     criterion : (n_iterations,) float64
+    mean_peak : (n_iterations, n_references) float64
+        Of the particles of each class; NaN for one that has none.
+    like, likeness, detail, detail_error : (n_iterations, n_references) float64
+        As in :class:`mrefali.health.Health`; NaN where there is nothing to say. All five are NaN where an older version
+        wrote the history.
     """
 
     def __init__(self, outdir):
@@ -87,6 +95,7 @@ class Run:
         self.resolution_05_px = self._by_class("resolution_0.5_px")
         self.resolution_0143_px = self._by_class("resolution_0.143_px")
         self.criterion = self._by_class("criterion")[:, 0]
+        self.mean_peak, self.like, self.likeness, self.detail, self.detail_error = map(self._by_class, HEALTH_COLUMNS)
 
     def __repr__(self):
         return (f"<mrefali.Run {self.path}: {self.n_particles} particles, {self.n_references} classes, "
@@ -303,14 +312,15 @@ def _read_history(path, n_references):
     names = ("iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px", "filter_cutoff",
              "filter_falloff", "center_x", "center_y", "criterion")
     if not os.path.exists(path):
-        return {name: np.empty(0) for name in names}
+        return {name: np.empty(0) for name in names + HEALTH_COLUMNS}
     with open(path, encoding="utf-8", newline="") as file:
         lines = file.read().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # the last may be half written
     rows = list(csv.DictReader(whole))
     rows = rows[:len(rows) // n_references * n_references]
     try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+        columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+        return columns | {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in HEALTH_COLUMNS}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no history of a run: {error!r}") from error
 

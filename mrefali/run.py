@@ -20,11 +20,12 @@ from mrefali.aligner import Aligner
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
 from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
+from mrefali.findings import class_health
 from mrefali.io import ArrayStack, check_room, hold, open_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
 from mrefali.refine import Iteration, first_average, first_state, refine
-from mrefali.results import require_pictures
+from mrefali.results import Run, require_pictures
 from mrefali.search import whole_steps
 
 logger = logging.getLogger(__name__)
@@ -425,6 +426,8 @@ class _Run:
             self._output.write_end(number)
             if self._stack.read_only:
                 self._output.write_average_images(self.state.references)
+            for title, text in class_health(Run(self._path)):
+                logger.warning("%s. %s", title, text)
         written = self._write_back()
         logger.info("done: averages and FRC curves in %s, %s in %s", self._path,
                     "poses and classes" if self._stack.read_only else "xform.align2d and assign", written)
@@ -604,7 +607,9 @@ def _report_iteration(iteration, settings):
                          f"; particle {c.members[0]} replaces it" if settings.vanished == "random" else "")
         else:
             fitted = f"; filter cutoff {c.filter.cutoff:.3f}, fall-off {c.filter.falloff:.3f}" if c.filter else ""
-            details.debug("class %d: %d particles%s; centre x %.3f, y %.3f", k, c.count, fitted, *-c.shift)
+            alike = "" if c.like is None else f"; like class {c.like} ({c.likeness:.2f})"
+            details.debug("class %d: %d particles%s; centre x %.3f, y %.3f; mean peak %.5g%s; detail %.2f", k, c.count,
+                          fitted, *-c.shift, iteration.peak[iteration.assign == k].mean(), alike, c.detail)
     far = {k: float(np.hypot(*c.shift)) for k, c in enumerate(iteration.classes)
            if c.shift is not None and np.hypot(*c.shift) > settings.search.outer_radius / 4}
     if far:

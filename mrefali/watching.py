@@ -43,10 +43,11 @@ def watch(outdir, *, every=2.0, once=False):
     try:
         while True:
             run = open_run(outdir)
+            ended = run.state != "unfinished"  # before it is shown: what ends meanwhile is shown once more
             # from the upper left, clearing what is left of each line and below: no flicker
             text = describe(run, datetime.datetime.now()).replace("\n", "\x1b[K\n")
             print(f"\x1b[H{text}\x1b[K\n\x1b[J", end="", flush=True)
-            if run.state != "unfinished":
+            if ended:
                 return
             signals.check()  # one that came while files were read may be lost
             time.sleep(every)

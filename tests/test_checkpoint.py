@@ -406,6 +406,22 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, never_ended, capsys):
         refused(capsys, folder, [], ".*/last is damaged, so the run cannot be resumed: start in a new OUTDIR, from .*")
 
 
+def test_a_history_of_fewer_columns_that_an_older_version_began_is_filled_up(tmp_path, never_ended):
+    folder = tmp_path / "run"
+    files(folder)
+    assert run(folder, maxit=2) == 0
+    name = folder / "out/history.csv"
+    old = [line.split(",")[:11] for line in name.read_text().splitlines()]
+    name.write_text("".join(",".join(row) + "\r\n" for row in old))
+    assert run(folder, "--resume") == 0
+    rows, whole = ([line.split(",") for line in path.read_text().splitlines()]
+                   for path in (name, never_ended / "out/history.csv"))
+    n_old = len(old) - 1
+    assert rows[0] == whole[0]
+    assert rows[1:1 + n_old] == [[*row, "", "", "", "", ""] for row in old[1:]]
+    assert rows[1 + n_old:] == whole[1 + n_old:]
+
+
 def test_another_version_is_said_and_goes_on(tmp_path, never_ended, monkeypatch, capsys):
     folder = copy_of(never_ended, tmp_path)
     monkeypatch.setattr(mrefali, "__version__", "9.9")

@@ -9,13 +9,14 @@ import small
 from test_refine import ArrayStack, make_settings, run
 
 import mrefali
-from mrefali import average, cli
+from mrefali import average, classes, cli, health
 from mrefali.average import ClassSums
 from mrefali.classes import update_classes
 from mrefali.geometry import compose, disc, identity_poses, make_poses
 from mrefali.io import open_stack, write_stack
 from mrefali.particles import Particles
 from mrefali.search import Alignments
+from mrefali.simulation import simulate
 
 BOX = small.BOX
 
@@ -182,6 +183,60 @@ def test_the_averages_file_says_that_nobody_is_in_a_class(tmp_path, policy):
     assert not (out / "drm0000002.txt").exists()
     assert "class 2: vanished with 0 particles\n" in (out / "mrefali.log").read_text()
     assert ("class 2: takes the " in (out / "mrefali.log").read_text()) is (policy == "split")
+
+
+# --- what the averages say of their classes
+
+
+def copies(n_copies):
+    """Particles of view 0 of the small job without any motion, in a tenth of its noise."""
+    rng = np.random.default_rng(3)
+    return (small.references()[:1] + 0.1 * rng.standard_normal((n_copies, BOX, BOX))).astype(np.float32)
+
+
+def test_the_class_that_is_most_alike_is_counted_among_all_though_some_vanished():
+    """Classes 1 and 4 are one view, 2 another; 0 and 3 have no particles."""
+    other = np.rot90(small.references()[1])[None] + 0.1 * np.random.default_rng(4).standard_normal((12, BOX, BOX))
+    images = np.concatenate([copies(24), other]).astype(np.float32)
+    assign = np.repeat([1, 4, 2], 12).astype(np.int32)
+    updates = update(images, assign, 5, make_settings(images, vanished="keep"))
+    assert [c.like for c in updates][::3] == [None, None]
+    assert [updates[1].like, updates[4].like] == [4, 1]
+    assert updates[2].like in (1, 4)
+    assert updates[1].likeness > 0.9 > updates[2].likeness
+    assert np.isnan([updates[0].likeness, updates[0].detail, updates[0].detail_error]).all()
+
+
+def test_what_the_averages_say_changes_nothing_else(monkeypatch):
+    images = small.particles()
+    assign = (np.arange(len(images)) % 2).astype(np.int32)
+    with_health = update(images, assign, 2, make_settings(images))
+    monkeypatch.setattr(classes, "_examine", lambda *arguments: None)
+    for a, b in zip(with_health, update(images, assign, 2, make_settings(images)), strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.frc, b.frc)
+        assert a.shift.tolist() == b.shift.tolist()
+        assert (b.like, np.isnan(b.likeness)) == (None, True)
+
+
+def test_halves_are_means_of_their_particles_however_many_they_are():
+    """Detail is a power: a class with twice the particles has no more of it."""
+    images = copies(36)
+    assign = np.repeat([0, 1], [12, 24]).astype(np.int32)
+    few, many = update(images, assign, 2, make_settings(images))
+    assert few.detail == pytest.approx(many.detail, rel=0.05)
+
+
+@pytest.mark.jit_only
+def test_the_wiener_term_makes_no_junk_of_a_small_class(tmp_path):
+    """Four views of noise that calls for a strong term, the last of them with 16 particles of 316."""
+    simulate(tmp_path / "stack.hdf", 316, 4, 32, 0.5, 1.0, sizes=(100, 100, 100, 16), seed=1, CTF=True)
+    stack, refs, out = (str(tmp_path / name) for name in ("stack.hdf", "stack_views.hdf", "out"))
+    mrefali.mref_ali2d(stack, refs, out, ou=13, xrng=1, yrng=1, maxit=1, CTF=True, snr=0.05)
+    last = small.read_table(tmp_path / "out/history.csv")
+    assert last["count"][3] < 20
+    assert last["detail"][3] + 2 * last["detail_error"][3] > health.JUNK_DETAIL
+    assert last["detail"] == pytest.approx([1.0] * 4, abs=0.5)
 
 
 # --- whom centring moves

@@ -140,7 +140,8 @@ def test_the_script_for_slurm_is_one_of_the_calls():
 # ---- all pages
 
 PAGES = {path.name: path.read_text() for path in sorted(DOCS.glob("*.md"))}
-GUIDES = ["classes.md", "from_cryosparc.md", "from_relion.md", "from_sparx.md", "method.md", "troubleshooting.md"]
+GUIDES = ["classes.md", "from_cryosparc.md", "from_relion.md", "from_sparx.md", "method.md", "reading_classes.md",
+          "troubleshooting.md"]
 PROGRAMS = {"sxmref_ali2d.py": "mref_ali2d", "sxali2d.py": "ali2d", "sxk_means.py": "k_means",
             "sxk_means_groups.py": "k_means_groups", "sxheader.py": "header", "sxtransform2d.py": "transform2d"}
 GUIDE_CALLS = sorted({line for name in GUIDES for line in

@@ -15,7 +15,7 @@ import small
 from PIL import Image
 
 import mrefali
-from mrefali import cli, page, results
+from mrefali import cli, findings, page, results
 from mrefali.errors import InputError, RunFailed
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=x onerror=alert(1)>&quot;"\''
@@ -175,6 +175,29 @@ def test_the_pictures_of_many_classes_get_smaller_and_not_the_page_larger(tmp_pa
     text = read(outdir)
     assert sum(map(len, re.findall(r"data:image/jpeg;base64,[^\"]+", text))) < 60_000
     assert max(len(one["members"]["indices"]) for one in data(text)["classes"]) < 10
+
+
+def test_what_the_log_warns_of_is_not_said_twice_where_it_is_a_finding(tmp_path):
+    outdir = finished.write(tmp_path, n_particles=600)
+    name = tmp_path / "out/history.csv"
+    name.write_text(name.read_text().replace(",5,0.5,", ",5,0.95,"))
+    (title, said), = findings.findings(mrefali.open_run(outdir))
+    with open(f"{outdir}/mrefali.log", "a") as file:
+        file.write(f"2026-01-01 00:00:01,000 WARNING {title}. {said}\n2026-01-01 00:00:02,000 WARNING another thing\n")
+    mrefali.report(outdir)
+    text = read(outdir)
+    assert text.count("Classes show the same view: 0 and 5") == 1
+    assert "another thing" in text
+
+
+def test_a_tile_says_which_class_is_most_alike_and_its_facts_the_mean_peak_and_the_detail(outdir):
+    text, run = read(outdir), mrefali.open_run(outdir)
+    last = run.n_references - 1
+    assert f"like {last} (0.50)</span>" in text
+    assert (f"; mean peak {run.mean_peak[-1, 0]:.4g}; most like class {last} (likeness 0.50); "
+            "detail 100 % of the median class's") in text
+    vanished = re.search(r'<li data-number="4".*?</li>', text, flags=re.DOTALL)[0]
+    assert "like" not in vanished
 
 
 def test_like_warnings_are_shown_once(tmp_path):

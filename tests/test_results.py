@@ -56,8 +56,27 @@ def test_poses_and_history_are_data_frames_of_the_tables(run):
     assert history["resolution_0.5_px"].tolist() == small.read_table(f"{run.path}/history.csv")["resolution_0.5_px"]
 
 
+def test_the_mean_peak_of_a_class_is_that_of_its_particles(run):
+    poses = run.poses
+    np.testing.assert_allclose(run.mean_peak[-1], poses.groupby("assign")["peak"].mean(), rtol=1e-12)
+    assert run.history["mean_peak"].tolist() == run.mean_peak.ravel().tolist()
+
+
+def test_a_history_of_a_version_without_class_health_is_read(tmp_path):
+    outdir = finished.write(tmp_path)
+    history = pandas.read_csv(f"{outdir}/history.csv")
+    history.drop(columns=list(results.HEALTH_COLUMNS)).to_csv(f"{outdir}/history.csv", index=False)
+    run = mrefali.open_run(outdir)
+    assert np.isnan([run.mean_peak, run.like, run.likeness, run.detail, run.detail_error]).all()
+    assert run.counts.sum(axis=1).tolist() == [60, 60]
+    assert titles(outdir) == []
+    mrefali.report(outdir)
+
+
 def test_a_class_that_vanished_has_no_frc_and_no_resolution(made):
     assert np.flatnonzero(made.vanished).tolist() == [3, 4]
+    assert np.isnan(made.like[-1, 3:5]).all()
+    assert not np.isnan(made.mean_peak[-1, 3:5]).any()  # of two particles each
     assert np.isnan(made.frc[3:5]).all()
     assert not np.isnan(np.delete(made.frc, [3, 4], axis=0)).any()
     assert made.by_size[-2:].tolist() == [3, 4]
@@ -121,7 +140,7 @@ def test_of_a_run_at_work_the_whole_iterations_are_read(tmp_path):
     run = mrefali.open_run(outdir)
     assert run.n_iterations == 2
     assert run.state == "unfinished"
-    assert run.history.shape == (12, 11)
+    assert run.history.shape == (12, 16)
 
 
 def test_the_state_of_a_run_is_in_its_files(tmp_path):
@@ -266,3 +285,35 @@ def test_vanished_dominant_unsettled_and_fallen_are_found(tmp_path):
         "2 of 6 classes", "Class 0 holds ", titles(outdir)[2][:14], "The criterion "]
     assert "of the particles still changed class" in titles(outdir)[2]
     assert findings.findings(mrefali.open_run(outdir))[0][1].startswith("Classes 1, 2 have fewer than four")
+
+
+def put_health(outdir, **columns):
+    """Give the classes of the last iteration of a made run other values, a dict of class and value a column."""
+    history = pandas.read_csv(f"{outdir}/history.csv")
+    last = history["iteration"] == 1
+    for name, values in columns.items():
+        for k, value in values.items():
+            history.loc[last & (history["class"] == k), name] = value
+    history.to_csv(f"{outdir}/history.csv", index=False)
+
+
+def test_classes_of_one_view_and_junk_are_found_with_the_way_out(tmp_path):
+    outdir = finished.write(tmp_path, n_particles=600)
+    put_health(outdir, like={1: 4, 2: 5, 5: 3}, likeness={1: 0.97, 2: 0.91, 5: 0.93, 3: 0.89}, detail={0: 0.42})
+    (view, merge), (junk, leave) = findings.findings(mrefali.open_run(outdir))
+    assert view == "Classes show the same view: 1 and 4; 2, 3 and 5"
+    assert merge.endswith(f"mrefali select {outdir} one.star --classes=1,4.")
+    assert junk == "Class 0 looks like junk, or like several views in one"
+    assert "(42%)" in leave
+    assert leave.endswith(f"mrefali select {outdir} good.star --classes=1,2,3,4,5.")
+    mrefali.select(outdir, str(tmp_path / "one.hdf"), classes=[1, 4])
+    assert mrefali.open_stack(tmp_path / "one.hdf").n_images == mrefali.open_run(outdir).counts[-1, [1, 4]].sum()
+
+
+def test_many_groups_and_many_classes_to_keep_are_cut_short(tmp_path):
+    outdir = finished.write(tmp_path, n_classes=60, n_particles=3000)
+    put_health(outdir, like={k: k + 1 for k in range(0, 58, 2)}, likeness={k: 0.95 for k in range(0, 58, 2)},
+               detail={59: 0.3})
+    (view, _), (_, leave) = findings.findings(mrefali.open_run(outdir))
+    assert view.endswith("; 22 and 23; and 17 groups more")
+    assert leave.endswith("--classes=" + ",".join(map(str, range(24))) + ",....")

@@ -27,6 +27,7 @@ from mrefali.checks import use_threads
 from mrefali.errors import InputError
 from mrefali.io import open_stack, write_stack
 from mrefali.particles import Particles
+from mrefali.simulation import simulate
 
 SCRIPTS = Path(sys.executable).parent
 OURS = ("EMAN.xform.align2d", "EMAN.assign")
@@ -154,7 +155,8 @@ def test_history_has_one_row_an_iteration_and_class(run):
     history = run.table("history.csv")
     assert list(history) == [
         "iteration", "class", "count", "changed", "resolution_0.5_px", "resolution_0.143_px", "filter_cutoff",
-        "filter_falloff", "center_x", "center_y", "criterion"]
+        "filter_falloff", "center_x", "center_y", "criterion", "mean_peak", "like", "likeness", "detail",
+        "detail_error"]
     assert (history["iteration"], history["class"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert classes(run, 0)["changed"] == classes(run, 0)["count"]  # nobody had a class before
     assert classes(run, 1)["count"] == np.bincount(np.array(run.table("poses.csv")["assign"], int)).tolist()
@@ -246,6 +248,26 @@ def test_the_log_holds_parameters_ranges_counts_and_criteria(run):
 
 
 # ---- the course of a run -----------------------------------------------------------------------------------
+
+@pytest.mark.jit_only
+def test_a_run_with_twice_as_many_references_as_views_ends_with_a_warning_that_names_the_pairs(tmp_path, capsys):
+    """Four views, each a reference twice, the second of them turned or mirrored."""
+    simulate(tmp_path / "stack.hdf", 400, 4, 32, 0.5, 2.0, seed=1)
+    views = mrefali.open_stack(tmp_path / "stack_views.hdf").read(0, 4)
+    again = np.stack([views[0, :, ::-1], *np.rot90(views[1:], 1, (1, 2))])
+    references = np.concatenate([views, again]) + np.random.default_rng(0).normal(0, 0.2 * views.std(), (8, 32, 32))
+    references = references.astype(np.float32)
+    average.normalize_particles(references, geometry.disc(32, 13))
+    mrefali.write_stack(tmp_path / "refs.hdf", references)
+    out = tmp_path / "out"
+    words = [str(tmp_path / "stack.hdf"), str(tmp_path / "refs.hdf"), str(out), "--ou=13", "--xr=2", "--yr=2"]
+    assert cli.main(["mref_ali2d", *words, "--maxit=3", "--quiet"]) == 0
+    said, = [line for line in capsys.readouterr().err.splitlines() if "same view" in line]
+    assert said.startswith("mrefali: warning: Classes show the same view: 0 and 4; 1 and 5; 2 and 6; 3 and 7. Aligned ")
+    assert said.endswith(f"mrefali select {out} one.star --classes=0,4.")
+    assert re.search(r"class 0: \d+ particles; .*; mean peak [\d.]+; like class 4 \([01]\.\d\d\); detail [\d.]+$",
+                     (out / "mrefali.log").read_text(), flags=re.MULTILINE)
+
 
 def test_a_run_goes_on_from_the_last_averages_and_headers(tmp_path, run):
     """1 + 1 iterations find what 2 in one go find, but for what float32 headers round."""
