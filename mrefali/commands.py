@@ -506,7 +506,8 @@ def _print_evaluation(found):
 def null(stack: str, refs: str, outdir: str, mask: str = None, *,
          ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0, ts: float = 1.0,
          center: int = 1, maxit: int = 1, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
-         rand_seed: int = 1000, threads: int = 0, quiet: bool = False):
+         rand_seed: int = 1000, MPI: bool = False, mirror: bool = True, subpixel: bool = False,
+         threads: int = 0, quiet: bool = False):
     """Align noise with the spectrum of the particles to the same references.
 
     What correlation and FRC such noise reaches is bias alone; what the particles reach stands beside it, in
@@ -534,7 +535,7 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
         search in y, from -yr to yr
     ts : float, px, at least 0.01
         step of the search
-    center : int, -1 to 3
+    center : int, -1 to 4
         as for mref_ali2d
     maxit : int, at least 0
         iterations; 0 is at most 10, ended when the criterion falls
@@ -546,6 +547,12 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
         makes references of averages
     rand_seed : int, at least 0
         seed of the noise
+    MPI : bool
+        share the particles among the MPI ranks of mpiexec
+    mirror : bool
+        try mirrored particles too
+    subpixel : bool
+        refine what the search finds continuously in shift and angle
     threads : int, at least 0
         threads; 0 takes every core this process may use
     quiet : bool
@@ -558,8 +565,9 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
     from mrefali.control import null
 
     rows = null(stack, refs, outdir, mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit,
-                CTF=CTF, snr=snr, function=function, rand_seed=rand_seed, threads=threads, quiet=quiet)
-    if not quiet:
+                CTF=CTF, snr=snr, function=function, rand_seed=rand_seed, MPI=MPI, mirror=mirror, subpixel=subpixel,
+                threads=threads, quiet=quiet)
+    if rows and not quiet:
         _print_null([row for row in rows if row["iteration"] == rows[-1]["iteration"]])
 
 

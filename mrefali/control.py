@@ -6,6 +6,7 @@ May import everything below the commands' work. STACK is only read.
 import csv
 import logging
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import scipy.fft
@@ -34,15 +35,19 @@ class NoiseStack:
     stack
         See :mod:`mrefali.io`.
     seed : int
+    comm
+        See :mod:`mrefali.parallel`; the root alone takes the spectrum, whose bits another sharing would change.
     """
 
-    def __init__(self, stack, seed):
+    def __init__(self, stack, seed, comm=parallel.SERIAL):
         self.stack, self.seed = stack, seed
         self.path, self.n_images, self.box, self.pixel_size_A = (
             f"noise like {stack.path}", stack.n_images, stack.box, stack.pixel_size_A)
         frequency = scipy.fft.fftfreq(self.box, 1 / self.box)[:, None]
         self._ring = np.rint(np.hypot(frequency, np.arange(self.box // 2 + 1))).astype(int)
-        self._amplitude = np.sqrt(self._mean_power())[self._ring].astype(np.float32)
+        with comm.agreeing():
+            power = self._mean_power() if comm.is_root else None
+        self._amplitude = np.sqrt(comm.from_root(power))[self._ring].astype(np.float32)
 
     def _mean_power(self):
         """Power of a Fourier coefficient, in noise of variance 1 a pixel, by whole Fourier pixels; 0 for the mean."""
@@ -81,7 +86,8 @@ class NoiseStack:
 
 
 def null(stack, refs, outdir, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=1, CTF=False,
-         snr=1.0, function="ref_ali2d", rand_seed=1000, vanished="random", center_limit=None, threads=0, quiet=False):
+         snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False, mirror=True, subpixel=False, vanished="random",
+         center_limit=None, threads=0, quiet=False):
     """Align the particles of a stack, and noise that has their power spectrum, to the same references.
 
     OUTDIR gets ``particles/`` and ``noise/``, each what a run writes but for the headers, and ``null.csv``, one row an
@@ -91,14 +97,14 @@ def null(stack, refs, outdir, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, t
 
     Parameters
     ----------
-    stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function, rand_seed, vanished, \
-center_limit, threads, quiet
+    stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function, rand_seed, MPI, mirror, \
+subpixel, vanished, center_limit, threads, quiet
         As for :func:`mrefali.mref_ali2d`; ``rand_seed`` is the seed of the noise too.
 
     Returns
     -------
     list of dict
-        The rows of ``null.csv``.
+        The rows of ``null.csv``; under MPI None on all ranks but the root.
 
     Raises
     ------
@@ -106,18 +112,46 @@ center_limit, threads, quiet
         Nothing was created then.
     """
     options = Options(mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
-                      function=function, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet)
-    with use_threads(threads):
-        particles, references = open_stack(stack), open_stack(refs)
-        check_new_directory(outdir)
-        if not rand_seed >= 0:
-            raise InputError(f"rand_seed={rand_seed} is not allowed: the noise needs a whole number of at least 0")
-        plan = prepare(particles, references, options, parallel.SERIAL)  # refuses bad pixels before they are averaged
-        noise = prepare(NoiseStack(particles, rand_seed), references, options, parallel.SERIAL)
-        os.mkdir(outdir)
-        runs = [_run(p, os.path.join(outdir, name)) for name, p in (("particles", plan), ("noise", noise))]
+                      function=function, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
+                      mirror=mirror, subpixel=subpixel)
+    comm = parallel.communicator(MPI)
+    with comm.ending_together(), use_threads(threads, comm):
+        with comm.agreeing():
+            particles, references = open_stack(stack), open_stack(refs)
+            if comm.is_root:
+                check_new_directory(outdir)
+            if not rand_seed >= 0:
+                raise InputError(f"rand_seed={rand_seed} is not allowed: the noise needs a whole number of at least 0")
+        plan = prepare(particles, references, options, comm)  # refuses bad pixels before they are averaged
+        noise = prepare(NoiseStack(particles, rand_seed, comm), references, options, comm)
+        with comm.agreeing():
+            if comm.is_root:
+                os.mkdir(outdir)
+        runs = [_run(p, os.path.join(outdir, name), comm) for name, p in (("particles", plan), ("noise", noise))]
+        return _write_table(outdir, stack, *runs) if comm.is_root else None
+
+
+def _run(plan, path, comm):
+    """Of each iteration the figures of each class, after writing what a run writes; at the root."""
+    core, references, figures = plan.settings.core, plan.references, []
+    with OutputDirectory(path, plan.stack.pixel_size_A) if comm.is_root else nullcontext() as output:
+        if comm.is_root:
+            output.write_start(plan.assign, plan.poses)
+        for iteration in refine(plan.particles, plan.references, plan.poses, plan.settings, comm):
+            if comm.is_root:
+                output.write_iteration(iteration)
+                figures.append([_figures(c, k, iteration, references[k], core)
+                                for k, c in enumerate(iteration.classes)])
+                references = iteration.averages
+        if comm.is_root:
+            output.write_end(iteration.number)
+    return figures
+
+
+def _write_table(outdir, stack, of_particles, of_noise):
+    """Write ``null.csv`` of what :func:`_run` found; its rows."""
     rows = [{"iteration": number, "class": k} | mine | {f"{name}_noise": value for name, value in its.items()}
-            for number, iterations in enumerate(zip(*runs, strict=False))  # auto-stop may end one before the other
+            for number, iterations in enumerate(zip(of_particles, of_noise, strict=False))  # auto-stop ends one before
             for k, (mine, its) in enumerate(zip(*iterations, strict=True))]
     with open(os.path.join(outdir, "null.csv"), "x", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -126,19 +160,6 @@ center_limit, threads, quiet
     logger.info("done: %s/null.csv; averages and FRC curves in %s/particles and %s/noise; %s is as it was", outdir,
                 outdir, outdir, stack)
     return rows
-
-
-def _run(plan, path):
-    """Of each iteration the figures of each class, after writing what a run writes."""
-    core, references, figures = plan.settings.core, plan.references, []
-    with OutputDirectory(path, plan.stack.pixel_size_A) as output:
-        output.write_start(plan.assign, plan.poses)
-        for iteration in refine(plan.particles, plan.references, plan.poses, plan.settings, parallel.SERIAL):
-            output.write_iteration(iteration)
-            figures.append([_figures(c, k, iteration, references[k], core) for k, c in enumerate(iteration.classes)])
-            references = iteration.averages
-        output.write_end(iteration.number)
-    return figures
 
 
 def _figures(update, k, iteration, reference, core):

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import small
+from test_io_hdf import contents
+from test_mpi import MPIEXEC, launch_python
 
 from mrefali import cli, null
 from mrefali.control import NoiseStack
@@ -74,6 +76,45 @@ def test_it_prints_a_line_a_class(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "class 1: " in said
     assert "null.csv" in said
+
+
+@pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
+def test_two_ranks_write_what_one_does(tmp_path):
+    stack, refs = small.write(tmp_path)
+    words = ["null", stack, refs, "--ou=6", "--xr=1", "--yr=1", "--center=-1", "--maxit=2", "--quiet"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli.main([*words[:3], str(one), *words[3:]]) == 0
+    done = launch_python("-m", "mrefali", *words[:3], str(two), *words[3:], "--MPI", "--threads=1", ranks=2)
+    assert (done.returncode, done.stdout) == (0, "")
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(two) for path in two.rglob("*") if path.is_file())
+    compared = [file for file in files if file.suffix in (".csv", ".txt", ".hdf")]
+    assert {"null.csv", "particles/poses.csv", "noise/aqm001.hdf"} <= {str(file) for file in compared}
+    for file in compared:
+        read = contents if file.suffix == ".hdf" else type(file).read_bytes
+        assert read(one / file) == read(two / file), file
+
+
+@pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
+def test_all_ranks_refuse_a_directory_that_is_there(tmp_path):
+    stack, refs = small.write(tmp_path)
+    done = launch_python("-m", "mrefali", "null", stack, refs, str(tmp_path), "--ou=6", "--threads=1", "--MPI", ranks=2)
+    assert done.returncode == 2
+    assert done.stderr.count("mrefali: error: ") == 1
+    assert f"{tmp_path}: the output directory exists already" in done.stderr
+
+
+def test_mirror_and_subpixel_reach_both_runs(tmp_path):
+    stack, refs = small.write(tmp_path)
+    runs = {"plain": {}, "straight": {"mirror": False}, "refined": {"subpixel": True}}
+    for name, options in runs.items():
+        null(stack, refs, str(tmp_path / name), **OPTIONS, **options)
+    for part in ("particles", "noise"):
+        plain, straight, refined = (small.read_table(tmp_path / name / part / "poses.csv") for name in runs)
+        assert 0 < sum(plain["mirror"])
+        assert sum(straight["mirror"]) == 0
+        assert refined["mirror"] == plain["mirror"]
+        assert refined["sx"] != plain["sx"]
 
 
 @pytest.mark.parametrize(("options", "message"), [
