@@ -1,11 +1,11 @@
 """What one iteration does with particles: the grid search, the refinement of what it finds, or that alone.
 
-Arrays in, arrays out: this module knows no file and no rank. Imports average, search and sharpening only.
+Arrays in, arrays out: this module knows no file and no rank. Imports average, geometry, search and sharpening only.
 """
 
 import numpy as np
 
-from mrefali import average
+from mrefali import average, geometry
 from mrefali.search import Alignments, align, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
@@ -24,7 +24,8 @@ class Aligner:
 
     def __init__(self, references, settings, number):
         self._settings = settings
-        references = average.normalize_references(settings.band.filtered(references, number), settings.inside)
+        within = geometry.disc(settings.search.box, settings.search.outer_radius)
+        references = average.normalize_references(settings.band.filtered(references, number, within), settings.inside)
         self._spectra = None if settings.local else ring_spectra(references, settings.search)
         self._splines = splines(references) if settings.local or settings.subpixel else None
 

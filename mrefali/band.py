@@ -38,14 +38,29 @@ class Band:
             return None
         return self.lowpass + (0.5 - self.lowpass) * number / max(1, self.n_iterations - 1)
 
-    def filtered(self, references, number):
-        """``references`` (n_references, n, n) float32, as the alignment of iteration ``number`` takes them."""
+    def filtered(self, references, number, inside):
+        """``references`` (n_references, n, n) float32, as the alignment of iteration ``number`` takes them.
+
+        The high-pass takes away any plane within ``inside`` (n, n) bool, where the alignment compares, too. A gradient
+        ends at the edges of an image and so has all frequencies, and to one of the particle even a reference without
+        low frequencies would correlate, as a disc is cut out of it.
+        """
         lowpass = self.lowpass_at(number)
         if lowpass is not None:
             references = _filtered(references, TanhFilter(lowpass, FALLOFF))
         if self.highpass is not None:
+            references = _without_plane(references, inside)
             references = references - _filtered(references, TanhFilter(self.highpass, FALLOFF))
+            references = _without_plane(references, inside)
         return references
+
+
+def _without_plane(references, inside):
+    """Minus the plane that fits each best within ``inside``."""
+    y, x = np.indices(inside.shape) - inside.shape[0] // 2
+    planes = np.stack([np.ones(inside.shape), x, y])
+    fitted, *_ = np.linalg.lstsq(planes[:, inside].T, references[:, inside].T.astype(np.float64), rcond=None)
+    return (references - np.einsum("pr,pyx->ryx", fitted, planes)).astype(np.float32)
 
 
 def _filtered(references, tanh_filter):

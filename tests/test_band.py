@@ -5,7 +5,7 @@ import pytest
 
 from mrefali import align
 from mrefali.band import Band
-from mrefali.geometry import make_poses
+from mrefali.geometry import disc, make_poses
 from mrefali.simulation import simulate_particles
 
 
@@ -16,7 +16,7 @@ def wave(frequency, n=64):
 
 
 def passed(band, frequency, number=0):
-    return float(band.filtered(wave(frequency), number).std() / wave(frequency).std())
+    return float(band.filtered(wave(frequency), number, disc(64, 30)).std() / wave(frequency).std())
 
 
 def test_the_low_pass_opens_evenly_and_the_last_iteration_has_none():
@@ -40,28 +40,43 @@ def test_frequencies_inside_the_band_pass_and_others_do_not():
 
 def test_without_a_band_references_are_what_they_are():
     references = wave(0.1)
-    assert Band().filtered(references, 0) is references
+    assert Band().filtered(references, 0, disc(64, 30)) is references
+
+
+def test_no_plane_correlates_with_what_a_high_pass_leaves():
+    y, x = np.indices((48, 48)) - 24
+    made, inside = simulate_particles(2, 2, 48, snr=np.inf, seed=3), disc(48, 20)
+    band = Band(highpass=0.06)
+    straight = band.filtered(made.views, 0, inside)
+    sloping = band.filtered(made.views + (0.5 * x - 2 * y + 3).astype(np.float32), 0, inside)
+    for plane in (np.ones((48, 48)), x, y):
+        products = (straight * plane)[:, inside]
+        # rounding to float32 leaves this, times the root of the number of pixels
+        assert np.abs(products.sum(axis=1)).max() < 1e-7 * np.abs(products).sum(axis=1).min()
+    # and a gradient of the reference leaves nothing: float32 carries 2 * 24 to 4e-6
+    np.testing.assert_allclose(sloping, straight, atol=1e-5)
 
 
 @pytest.mark.jit_only
-def test_a_high_pass_keeps_the_alignment_off_a_slow_gradient():
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_a_high_pass_keeps_the_alignment_off_a_slow_gradient(subpixel):
     made = simulate_particles(120, 1, 48, snr=1.0, max_shift=1.0, mirror=False, seed=3)
     y, x = (np.indices((48, 48)) - 24) / 24
     direction = np.random.default_rng(0).uniform(0, 2 * np.pi, 120)[:, None, None]
     # the reference has a gradient too, as the average of a stack of such particles has
-    slope = made.views.std() * 2
+    slope = made.views.std() * 8
     images = made.images + (slope * (np.cos(direction) * x + np.sin(direction) * y)).astype(np.float32)
     reference = made.views + (slope * x).astype(np.float32)
 
     def right(**band):
-        found = align(images, reference, ou=20, xr=2, yr=2, center=0, maxit=1, quiet=True, **band)
+        found = align(images, reference, ou=20, xr=2, yr=2, center=0, maxit=1, quiet=True, subpixel=subpixel, **band)
         turn = (found.poses["alpha"] - made.poses["alpha"] + 180) % 360 - 180
         return ((np.abs(turn) < 10) & (found.poses["mirror"] == made.poses["mirror"])).mean(), found
 
     without, _ = right()
     with_band, found = right(highpass=0.06)
-    assert without < 0.5
-    assert with_band > 0.95
+    assert without < 0.2
+    assert with_band == 1
     spectrum = np.abs(np.fft.fft2(found.averages[0]))
     assert spectrum[0, 1] > 0.1 * spectrum.max()  # the average has its low frequencies
 
