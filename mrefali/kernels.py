@@ -924,7 +924,11 @@ def add_to_classes(moved, assign, half, unit, sums):
 
 
 #: A refinement ends when a step moves no pixel of the disc by this many px along x or y, or after so many evaluations.
-SETTLED_PX, EVALUATIONS = 0.05, 5
+SETTLED_PX, EVALUATIONS = 0.02, 16
+
+#: Curvature is learned from a step along which the gradient changes by at least this share of what was expected: a
+#: smaller one would ask for a next step of more than ten times the length that Gauss and Newton give it.
+LEAST_CURVATURE = 0.1
 
 
 @lane_njit
@@ -1050,11 +1054,12 @@ def _disc_sums(image, matrix, middle, inner_radius, outer_radius, coefficients, 
 
 
 @njit(cache=True)
-def _step(sums, step):
-    """The step of Gauss and Newton that the sums ask for, into ``step`` (x, y px, radians), and the correlation.
+def _normal_equations(sums, matrix, gradient):
+    """Matrix and gradient of Gauss and Newton for a step (x, y px, radians), filled in, and the correlation.
 
-    The particle is the reference, times a height, plus a constant, both fitted. The step is 0 where the sums do not
-    tell one: a particle or a reference without contrast, or one that is the other's negative.
+    The particle is the reference, times a height, plus a constant, both fitted; the gradient is that of half the
+    variance so explained. Both are 0 where the sums do not tell a step: a particle or a reference without contrast, or
+    one that is the other's negative.
 
     Returns
     -------
@@ -1066,27 +1071,54 @@ def _step(sums, step):
     n = max(sums[0], 1.0)
     mean_g, mean_f, means = sums[1] / n, sums[2] / n, sums[3:6] / n
     gg, gf, ff = sums[6] / n - mean_g**2, sums[7] / n - mean_g * mean_f, sums[11] / n - mean_f**2
-    step[:] = 0.0
+    matrix[:], gradient[:] = 0.0, 0.0
     if not (gg > 0.0 and ff > 0.0):
         return -2.0, 0.0
     height = gf / ff
-    fd = sums[12:15] / n - mean_f * means
-    b = sums[8:11] / n - mean_g * means - height * fd
-    k, m = 15, np.empty((3, 3))
-    for i in range(3):
-        for j in range(i, 3):
-            m[i, j] = m[j, i] = height * (sums[k] / n - means[i] * means[j] - fd[i] * fd[j] / ff)
-            k += 1
-    cofactors = np.array([m[1, 1] * m[2, 2] - m[1, 2] ** 2, m[0, 2] * m[1, 2] - m[0, 1] * m[2, 2],
-                          m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]])
-    determinant = (m[0] * cofactors).sum()
-    if height > 0.0 and determinant > 1e-9 * m[0, 0] * m[1, 1] * m[2, 2]:
-        step[0] = (cofactors * b).sum() / determinant
-        step[1] = (cofactors[1] * b[0] + (m[0, 0] * m[2, 2] - m[0, 2] ** 2) * b[1]
-                   + (m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]) * b[2]) / determinant
-        step[2] = (cofactors[2] * b[0] + (m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]) * b[1]
-                   + (m[0, 0] * m[1, 1] - m[0, 1] ** 2) * b[2]) / determinant
+    if height > 0.0:
+        fd = sums[12:15] / n - mean_f * means
+        gradient[:] = height * (sums[8:11] / n - mean_g * means - height * fd)
+        k = 15
+        for i in range(3):
+            for j in range(i, 3):
+                matrix[i, j] = matrix[j, i] = height**2 * (sums[k] / n - means[i] * means[j] - fd[i] * fd[j] / ff)
+                k += 1
     return gf / np.sqrt(gg * ff), np.sqrt(ff)
+
+
+@njit(cache=True)
+def _solve(m, gradient, step):
+    """``step`` (3,) such that ``m`` (3, 3) times it is ``gradient``; 0 and False unless ``m`` is positive definite."""
+    first = np.array([m[1, 1] * m[2, 2] - m[1, 2] ** 2, m[0, 2] * m[1, 2] - m[0, 1] * m[2, 2],
+                      m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]])
+    minor, determinant = m[0, 0] * m[1, 1] - m[0, 1] ** 2, (m[0] * first).sum()
+    if not (m[0, 0] > 0.0 and minor > 0.0 and determinant > 1e-9 * m[0, 0] * m[1, 1] * m[2, 2]):
+        step[:] = 0.0
+        return False
+    corner = m[0, 1] * m[0, 2] - m[0, 0] * m[1, 2]
+    step[0] = (first * gradient).sum() / determinant
+    step[1] = (first[1] * gradient[0] + (m[0, 0] * m[2, 2] - m[0, 2] ** 2) * gradient[1] + corner * gradient[2]
+               ) / determinant
+    step[2] = (first[2] * gradient[0] + corner * gradient[1] + minor * gradient[2]) / determinant
+    return True
+
+
+@njit(cache=True)
+def _learn(curvature, matrix, step, change):
+    """Add to ``curvature`` (3, 3), which Gauss and Newton's ``matrix`` lacks, what a ``step`` tells.
+
+    ``change`` is by how much the gradient fell along it. The sum of both matrices then gives just that change, and
+    stays positive definite (Broyden, Fletcher, Goldfarb and Shanno).
+    """
+    expected = np.zeros(3)
+    for i in range(3):
+        for j in range(3):
+            expected[i] += (matrix[i, j] + curvature[i, j]) * step[j]
+    before, after = (expected * step).sum(), (change * step).sum()
+    if before > 0.0 and after > LEAST_CURVATURE * before:
+        for i in range(3):
+            for j in range(3):
+                curvature[i, j] += change[i] * change[j] / after - expected[i] * expected[j] / before
 
 
 @njit(cache=True)
@@ -1109,17 +1141,21 @@ def _sharpen_one(image, matrix, inner_radius, outer_radius, farthest, coefficien
     """As :func:`sharpen` for one particle: ``matrix`` (2, 3) in place; returns the peak."""
     first, second = matrix[0].copy(), matrix[1].copy()
     middle = np.array([-(first[i] * first[2] + second[i] * second[2]) for i in range(2)])
-    sums, next_step, trial = np.empty(21), np.empty(3), matrix.copy()
-    step, way = np.zeros(3), np.zeros(3)
+    sums, trial, normal, curvature = np.empty(21), matrix.copy(), np.empty((3, 3)), np.zeros((3, 3))
+    gradient, best_gradient, step, way = np.empty(3), np.zeros(3), np.zeros(3), np.zeros(3)
     best, peak = -2.0, 0.0
     for _ in range(EVALUATIONS):
         _disc_sums(image, trial, middle, inner_radius, outer_radius, coefficients, margin, rows, sums)
-        correlation, deviation = _step(sums, next_step)
+        correlation, deviation = _normal_equations(sums, normal, gradient)
         if correlation > best:
             best, peak = correlation, correlation * deviation * sums[0]
             matrix[:] = trial
             way += step
-            step[:] = next_step
+            _learn(curvature, normal, step, best_gradient - gradient)
+            best_gradient[:] = gradient
+            if not _solve(normal + curvature, gradient, step):
+                curvature[:] = 0.0
+                _solve(normal, gradient, step)
         else:  # too far: half the way from the best place yet
             step *= 0.5
         if _largest_move(way + step, outer_radius) > farthest:
@@ -1136,7 +1172,8 @@ def sharpen(images, matrices, assign, inner_radius, outer_radius, farthest, coef
     """Poses about the present ones at which particles correlate best with their references, each by itself.
 
     The correlation is the normalised one over the pixels that lie, in the present pose, at least ``inner_radius`` and
-    at most ``outer_radius`` from the middle of the reference. A step that lowers it is halved.
+    at most ``outer_radius`` from the middle of the reference. A step that lowers it is halved. In noise a step of
+    Gauss and Newton leaves a share of the way, up to nine tenths; what the gradient did along it corrects the next.
 
     Parameters
     ----------
