@@ -1,60 +1,24 @@
 """How close runs on simulated particles come to the truth: the tables of docs/accuracy.md.
 
 ``python benchmarks/accuracy`` makes both tables anew, in the page; ``--snr=0.3,0.1`` and ``--repeats=2`` make part of
-them, on the screen. Each case varies one thing against the first; the last has all that is hard at once.
+them, on the screen. Each case varies one thing against the first; the last has all that is hard at once. Each core has
+a process of its own, of one thread.
 """
 
-import argparse
 import math
+import multiprocessing
 import os
 import re
-import tempfile
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import fire
 import numpy as np
-
-import mrefali
-from mrefali.average import normalize_particles
-from mrefali.demonstration import poor_references
-from mrefali.geometry import disc
-from mrefali.io import open_stack, write_stack
-from mrefali.simulation import read_truth
+from cases import CASES, STARTS, evaluate_case, use_one_thread
 
 PAGE = Path(__file__).parents[2] / "docs" / "accuracy.md"
 SNRS, REPEATS = (1.0, 0.3, 0.1, 0.05, 0.02), 5
-PARTICLES_A_VIEW, PIXEL_SIZE_A = 100, 2.0
-UNEQUAL = [20, 10, 8, 6, 4, 3, 2, 1]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to simulate: a name and what differs from 8 views in a box of 64 px."""
-
-    name: str
-    views: int = 8
-    box: int = 64
-    simulate: dict = field(default_factory=dict)
-
-    @property
-    def run(self):
-        """Options of the search: rings as wide as a search of 3 px allows."""
-        return {"ou": self.box // 2 - 5, "xrng": 3, "yrng": 3, "CTF": "CTF" in self.simulate, "quiet": True}
-
-
-CASES = (
-    Case("8 views, 64 px"),
-    Case("30 views", views=30),
-    Case("nearly symmetric", simulate={"nearly_symmetric": True}),
-    Case("128 px", box=128),
-    Case("CTF", simulate={"CTF": True}),
-    Case("sizes 20:1", simulate={"sizes": UNEQUAL}),
-    Case("10 % junk", simulate={"junk": 0.1}),
-    Case("all but 30 views", box=128, simulate={"nearly_symmetric": True, "CTF": True, "sizes": UNEQUAL, "junk": 0.1}),
-)
-#: How a run starts and how long it is: references of a few badly aligned particles, or the true views, once.
-STARTS = {"poor": {"maxit": 5}, "true": {"maxit": 1, "center": 0}}
 COLUMNS = (
     ("right class, %", 100, "class_share", 1), ("Rand", 1, "adjusted_rand", 3),
     ("right mirror, %", 100, "mirror_share", 1),
@@ -63,71 +27,60 @@ COLUMNS = (
     ("x bound", 1, "shift_multiple_of_bound", 2), ("FRC 0.5, px", 1, "resolution_px", 2),
     ("empty", 1, "empty_classes", 1), ("s", 1, "seconds", 1),
 )
+HEAD = ["| " + " | ".join(["case", "SNR", *(head for head, *_ in COLUMNS)]) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
 
 
-def evaluate_once(case, snr, start, seed, folder):
-    """Simulate, align and evaluate; what ``mrefali evaluate --json`` prints, and the time of the run in s."""
-    stack, refs, truth, out = (str(folder / name) for name in ("p.hdf", "r.hdf", "p_truth.csv", "out"))
-    mrefali.simulate(stack, case.views * PARTICLES_A_VIEW, case.views, case.box, snr, pixel_size=PIXEL_SIZE_A,
-                     seed=seed, **case.simulate)
-    particles, views = open_stack(stack), open_stack(folder / "p_views.hdf")
-    if start == "true":
-        references = views.read(0, views.n_images)
-        normalize_particles(references, disc(case.box, case.run["ou"]))  # of one contrast, or the strongest draws all
-    else:
-        classes, poses = read_truth(truth)
-        references = poor_references(particles.read(0, particles.n_images), classes, poses)
-    write_stack(refs, references, pixel_size_A=PIXEL_SIZE_A)
-    began = time.perf_counter()
-    mrefali.mref_ali2d(stack, refs, out, **case.run, **STARTS[start])
-    seconds = time.perf_counter() - began
-    found = mrefali.evaluate(stack, truth, CTF=case.run["CTF"]).as_dict()
-    resolutions = [c["resolution_px"] for c in found["classes"] if c["resolution_px"] is not None]
-    return found | {"seconds": seconds, "resolution_px": float(np.median(resolutions))}
-
-
-def row(case, snr, start, repeats):
-    """A line of the table: mean and standard deviation over seeds."""
-    runs = []
-    for seed in range(repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(evaluate_once(case, snr, start, seed, Path(folder)))
-    cells = [case.name, f"{snr:g}"]
-    for _, factor, name, digits in COLUMNS:
-        values = factor * np.array([math.nan if run[name] is None else run[name] for run in runs])
-        spread = values.std(ddof=1) if repeats > 1 else math.nan
-        cells.append(f"{values.mean():.{digits}f} ± {spread:.{digits}f}")
+def row(name, snr, runs):
+    """A line of a table: mean and standard deviation over the runs, one a seed."""
+    cells = [name, f"{snr:g}"]
+    for _, factor, column, digits in COLUMNS:
+        values = factor * np.array([math.nan if run[column] is None else run[column] for run in runs])
+        spread = f" ± {values.std(ddof=1):.{digits}f}" if len(runs) > 1 else ""
+        cells.append(f"{values.mean():.{digits}f}{spread}")
     return "| " + " | ".join(cells) + " |"
 
 
-def table(start, snrs, repeats):
-    """The lines of the table of one way to start, printed as they are made."""
-    heads = ["case", "SNR", *(head for head, *_ in COLUMNS)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    print(*lines, sep="\n", flush=True)
-    for case in CASES:
-        for snr in snrs:
-            lines.append(row(case, snr, start, repeats))
-            print(lines[-1], flush=True)
+def tables(cases, snrs, repeats):
+    """The lines of the table of each start, printed as they are made."""
+    lines = {start: list(HEAD) for start in STARTS}
+    cores, context = len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, context, use_one_thread) as pool:
+        runs = {(case.name, snr): [pool.submit(evaluate_case, case, snr, seed) for seed in range(repeats)]
+                for case in cases for snr in snrs}
+        for (name, snr), seeds in runs.items():
+            for start in STARTS:
+                lines[start].append(row(name, snr, [seed.result()[start] for seed in seeds]))
+                print(f"{start}: {lines[start][-1]}", flush=True)
     return lines
 
 
+def write_page(lines):
+    """Put the tables in the place of those in the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    for start, rows in lines.items():
+        marked = re.compile(rf"(<!-- table: {start} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+        text = marked.sub(lambda found, rows=rows: found[1] + "\n".join(rows) + "\n" + found[2], text)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def chosen(*, snr=SNRS, repeats=REPEATS):
+    """Make the tables of docs/accuracy.md anew, or part of them on the screen.
+
+    Args:
+        snr: SNRs, such as 0.3,0.1
+        repeats: seeds
+    """
+    return np.atleast_1d(snr).tolist(), repeats
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--snr", default=None, help="SNRs, such as 0.3,0.1; the page is left as it is then")
-    parser.add_argument("--repeats", type=int, default=None, help="seeds; the page is left as it is then")
-    given = parser.parse_args()
-    snrs = SNRS if given.snr is None else [float(word) for word in given.snr.split(",")]
+    # fire complains of a mistyped option after its function is done: so before the hour, not after it
+    snrs, repeats = fire.Fire(chosen, serialize=lambda _: None)
     began = time.perf_counter()
-    tables = {start: table(start, snrs, given.repeats or REPEATS) for start in STARTS}
-    minutes = (time.perf_counter() - began) / 60
-    print(f"{minutes:.0f} minutes, {len(os.sched_getaffinity(0))} cores")
-    if given.snr is None and given.repeats is None:
-        text = PAGE.read_text(encoding="utf-8")
-        for start, lines in tables.items():
-            marked = re.compile(rf"(<!-- table: {start} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-            text = marked.sub(lambda found, lines=lines: found[1] + "\n".join(lines) + "\n" + found[2], text)
-        PAGE.write_text(text, encoding="utf-8")
+    lines = tables(CASES, snrs, repeats)
+    print(f"{(time.perf_counter() - began) / 60:.0f} minutes, {len(os.sched_getaffinity(0))} cores")
+    if (snrs, repeats) == (list(SNRS), REPEATS):
+        write_page(lines)
 
 
 if __name__ == "__main__":
