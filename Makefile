@@ -49,6 +49,7 @@ bench: $(DEVELOPER)  ## time and memory of searches and runs, beside the origina
 accuracy: $(DEVELOPER)  ## make the tables of docs/accuracy.md anew, from simulated particles
 	$(BIN)/python benchmarks/accuracy
 	$(BIN)/python benchmarks/accuracy/interpolation.py
+	$(BIN)/python benchmarks/accuracy/centring.py
 
 notebooks: $(DEVELOPER)  ## run the notebooks from a clean kernel, keep their outputs
 	$(BIN)/python notebooks/execute.py

@@ -1,5 +1,6 @@
 """Coarse to fine, ``subpixel`` and ``local_ali2d`` as a user meets them: on arrays, on files and on two ranks."""
 
+import golden
 import numpy as np
 import pytest
 import small
@@ -10,7 +11,7 @@ import mrefali
 from mrefali import cli
 from mrefali.accuracy import compare
 from mrefali.errors import InputError
-from mrefali.geometry import compose, make_poses, to_matrices
+from mrefali.geometry import compose, from_matrices, make_poses, to_matrices
 from mrefali.io import open_stack, write_stack
 from mrefali.reference import DEAD_BAND_PX, find_center, fourier_shift
 from mrefali.simulation import simulate_particles
@@ -94,6 +95,24 @@ def test_centring_by_power_settles_where_the_phase_centre_goes_on(snr):
     assert (settling[2:] == 0).all()
     assert (overshooting[0] > 1.3 * settling[0]).all()
     assert (overshooting[1:] > DEAD_BAND_PX).all()
+
+
+@pytest.mark.jit_only
+def test_on_the_golden_particles_the_phase_centre_goes_to_and_fro_and_the_centre_of_the_power_stays():
+    case = golden.load("typical")
+    poses = from_matrices(np.array([np.reshape(header["xform.align2d"], (3, 4)) for header in case.headers]))
+
+    def shifts(center):
+        found = mrefali.align(case.images, case.references, poses, ou=case.call["ou"], xr=case.call["xrng"],
+                              yr=case.call["yrng"], center=center, maxit=4, quiet=True)
+        return np.array([[-c.shift for c in iteration.classes] for iteration in found.iterations])
+
+    overshooting, settling = shifts(1), shifts(4)
+    # x of class 0, as the original has it: the shift is folded into poses and average, and found again the other way
+    np.testing.assert_allclose(overshooting[:3, 0, 0], [0.79, -0.71, 0.45], atol=0.01)
+    assert (overshooting[1:, :, 0] * overshooting[:-1, :, 0] < 0).all()
+    assert (np.hypot(*np.moveaxis(settling[0], -1, 0)) > DEAD_BAND_PX).all()
+    assert (settling[1:] == 0).all()
 
 
 # --- local_ali2d
