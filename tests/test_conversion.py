@@ -54,6 +54,20 @@ KEEPING = ("a.hdf", "bdb:a", "a.star")
 PIXELS_ONLY = ("a.mrcs", "a.spi", "a.npy")
 
 
+@pytest.mark.parametrize("ctf", [True, False])
+def test_a_line_says_when_relion_will_not_open_a_star(tmp_path, monkeypatch, caplog, ctf):
+    caplog.set_level(logging.INFO, "mrefali")
+    monkeypatch.chdir(tmp_path)
+    if ctf:
+        write_known(tmp_path, 32)
+    else:
+        write_stack("known.hdf", np.ones((2, 32, 32), np.float32), None, PIXEL_SIZE_A)
+    mrefali.convert("known.hdf", "a.star")
+    mrefali.convert("a.star", "b.star")  # of a STAR the columns count, whatever becomes of its CTF
+    said = "without a CTF it has no rlnVoltage and no rlnSphericalAberration, which RELION 3.1 asks of any STAR"
+    assert lines(caplog).count(said) == (0 if ctf else 2)
+
+
 @pytest.mark.parametrize("box", [32, 33])
 @pytest.mark.parametrize(("first", "second"), [*product(KEEPING, KEEPING)])
 def test_particles_land_on_the_same_average_wherever_they_have_been(tmp_path, monkeypatch, box, first, second):

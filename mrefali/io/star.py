@@ -19,6 +19,9 @@ from mrefali.io.whole import replacing_durably
 #: Our own column: RELION has none for a mirror.
 MIRROR = "mrefaliMirror"
 
+#: Without these RELION 3.1 opens no STAR.
+MICROSCOPE_COLUMNS = ("rlnVoltage", "rlnSphericalAberration")
+
 #: What a CTF cannot do without, and the columns that stand for the poses of a particle.
 CTF_COLUMNS = ("rlnDefocusU", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 POSE_COLUMNS = ("rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnOriginX", "rlnOriginY")
@@ -406,6 +409,9 @@ def cautions(content):
                f"alone sees them unmirrored")
     if content.pixel_size_A is None:
         yield "the pixel size is unknown: 1 A is written"
+    carried = content.carried()
+    if content.ctf is None and not set(MICROSCOPE_COLUMNS) <= carried.optics.keys() | carried.particles.keys():
+        yield f"without a CTF it has no {' and no '.join(MICROSCOPE_COLUMNS)}, which RELION 3.1 asks of any STAR"
     if content.applied is not None and content.applied.any():
         yield "that pixels are multiplied by their CTF already (ctf_applied) has no column: left out"
     if not (getattr(content.stack, "is_flat", True) or _keeps_view(content)):
