@@ -1,0 +1,152 @@
+"""Classes of unaligned particles: the parts by themselves, then whole against known truth."""
+
+import numpy as np
+import pytest
+
+from mrefali.accuracy import adjusted_rand
+from mrefali.average import normalize_particles, transform
+from mrefali.geometry import disc, identity_poses
+from mrefali.search import Alignments
+from mrefali.seeding import (
+    SMALLEST_PART,
+    Contrast,
+    _align_each,
+    _choose,
+    _cut,
+    _fit,
+    _needed,
+    _worth,
+    find_seeds,
+    search_of,
+)
+from mrefali.sharpening import sharpen, splines
+from mrefali.simulation import simulate_particles
+
+BOX, RADIUS = 32, 12
+
+
+def particles(n=120, views=3, snr=1.0, seed=0, **options):
+    made = simulate_particles(n, views, BOX, snr, 1.0, seed=seed, **options)
+    images = made.images.copy()
+    normalize_particles(images, disc(BOX, RADIUS))
+    return images, made
+
+
+def test_noise_alone_has_no_contrast():
+    images = np.random.default_rng(0).normal(size=(400, BOX, BOX)).astype(np.float32)
+    # the power of a ring of at least eight coefficients is known to 1 / sqrt(400 * 8), within and without
+    assert Contrast(images, RADIUS).ratio[2:].max() < 6 * np.sqrt(2 / (400 * 8))
+
+
+def test_contrast_is_that_of_the_particles_whatever_their_scale():
+    images, _ = particles()
+    ratio = Contrast(images, RADIUS).ratio
+    assert ratio[1:5].min() > 1 > ratio[-4:].max()
+    np.testing.assert_allclose(Contrast(100 * images, RADIUS).ratio, ratio, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_a_score_without_its_own_part_is_that_of_an_average_without_the_particle(n):
+    images, made = particles(n=n, views=1, snr=0.3)
+    contrast, (search, _) = Contrast(images, RADIUS), search_of(BOX, RADIUS, 1)
+    moved = transform(images, made.poses)
+    errors, parts = [], []
+    for i in range(n):
+        one = Alignments(np.zeros(1, np.int32), made.poses[i:i + 1], np.zeros(1))
+        with_it = contrast.references(moved.mean(axis=0)[None], np.array([n]))
+        without = contrast.references(np.delete(moved, i, axis=0).mean(axis=0)[None], np.array([n - 1]))
+        x, y = (sharpen(images[i:i + 1], one, splines(r.images), search).peak[0] for r in (with_it, without))
+        errors.append(with_it.without_own(np.array([x]), np.array([0]))[0] - y)
+        parts.append(x - y)
+    # OWN_SHARE is known to a tenth of itself, and taken from a product of which a part is the signal
+    assert abs(np.mean(errors)) < 0.15 * np.mean(parts)
+    assert np.std(errors) < 0.3 * np.mean(parts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cut_leaves_the_least_variance_within(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(np.concatenate([rng.normal(size=9), rng.normal(4, 2, size=7)]))
+    found, order = _cut(values), np.argsort(values)
+
+    def within(n):
+        return sum(part.size * part.var() for part in (values[order[:n]], values[order[n:]]))
+
+    best = min(range(SMALLEST_PART, len(values) - SMALLEST_PART + 1), key=within)
+    assert sorted(np.flatnonzero(found)) == sorted(order[best:])
+
+
+def test_averages_are_chosen_for_what_the_others_fit_badly():
+    # two that fit the first particles, one that fits the last, and one that fits none well
+    scores = np.array([[9, 8.9, 1, 3]] * 5 + [[1, 1, 9, 3]] * 3, float)
+    assert _choose(scores, 2) == [0, 2]
+
+
+def test_of_two_classes_of_one_view_one_can_be_done_without():
+    rng = np.random.default_rng(0)
+    view = np.repeat([0, 1], 200)
+    fit = np.where(view[:, None] == [0, 0, 1], 10.0, 0.0)
+    scores = fit + rng.normal(size=(2, 400, 3))  # noise of its own in each half
+    worth = _worth(scores, np.arange(3))
+    # chosen by one half, judged by the other: classes 0 and 1 differ by noise of deviation sqrt(2), half of 200 in
+    # each, of mean 0; two standard errors are taken off
+    noise = np.sqrt(2 * 100)
+    assert np.abs(worth[:2] + 2 * noise).max() < 4 * noise
+    # 200 times the difference of 10, less two errors of sqrt(200 * 102), and the noise of that sum
+    assert abs(worth[2] - (2000 - 2 * np.sqrt(200 * 102))) < 4 * noise
+    assert set(_needed(scores, 2)) in ({0, 2}, {1, 2})
+
+
+def test_the_fit_is_that_of_the_half_that_did_not_choose():
+    scores = np.array([[[3.0, 1.0]], [[2.0, 7.0]]])  # one particle: chosen by one half, judged by the other
+    assert _fit(scores) == (2 + 1) / 2
+
+
+@pytest.mark.parametrize("box", [32, 64, 65, 200, 256])
+def test_small_images_have_a_search_that_fits(box):
+    search, factor = search_of(box, 10, 3.0)
+    assert search.box == box // factor <= 96
+    assert search.xr == max(1, 3.0 / factor)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("seed", range(3))
+def test_views_are_found_and_no_more(seed):
+    images, made = particles(n=150, seed=seed)
+    found = find_seeds(images, 5, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    counts = np.zeros((found.n_classes, 3), int)
+    np.add.at(counts, (found.assign, made.classes), 1)
+    assert found.n_classes == 3
+    assert adjusted_rand(counts) > 0.95
+    assert (np.diff(np.bincount(found.assign)) <= 0).all()
+
+
+@pytest.mark.jit_only
+def test_a_small_class_beside_a_large_one_is_found():
+    images, made = particles(n=200, views=2, sizes=[9, 1])
+    found = find_seeds(images, 2, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    counts = np.zeros((found.n_classes, 2), int)
+    np.add.at(counts, (found.assign, made.classes), 1)
+    assert counts[1, 1] >= 18  # of 20
+    assert counts[1, 1] > counts[1, 0]
+
+
+@pytest.mark.jit_only
+def test_the_same_bits_whatever_the_number_of_threads(set_threads):
+    images, _ = particles(n=60)
+    found = []
+    for n in (1, 2):
+        set_threads(n)
+        found.append(find_seeds(images, 3, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1)))
+    np.testing.assert_array_equal(found[0].assign, found[1].assign)
+    assert found[0].poses.tobytes() == found[1].poses.tobytes()
+
+
+def test_every_particle_meets_every_reference():
+    images, made = particles(n=30)
+    contrast, (search, _) = Contrast(images, RADIUS), search_of(BOX, RADIUS, 1)
+    references = contrast.references(made.views, np.full(3, 100)).images
+    found = _align_each(images, references, search)
+    assert found.peak.shape == (3, 30)
+    assert (found.peak.argmax(axis=0) == made.classes).mean() > 0.9
+    assert identity_poses(30).dtype == found.poses.dtype
