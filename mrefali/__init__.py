@@ -11,6 +11,8 @@ _HOMES = {
     "mref_ali2d": "run",
     "local_ali2d": "run",
     "ali2d": "run",
+    "classify": "run",
+    "seed": "run",
     "k_means": "clustering",
     "k_means_groups": "clustering",
     "align": "run",

@@ -26,6 +26,8 @@ class Aligner:
         self._settings = settings
         within = geometry.disc(settings.search.box, settings.search.outer_radius)
         references = average.normalize_references(settings.band.filtered(references, number, within), settings.inside)
+        if settings.normalize_references:
+            average.normalize_particles(references, settings.inside)
         self._spectra = None if settings.local else ring_spectra(references, settings.search)
         self._splines = splines(references) if settings.local or settings.subpixel else None
 

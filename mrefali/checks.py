@@ -58,6 +58,9 @@ class Options:
     highpass: float | None = None
     interpolation: str = "quadratic"
     reference_free: bool = False
+    K: int | None = None
+    normalize_references: bool = False
+    settled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def prepare(stack, references, options, comm, poses=None):
     with comm.agreeing():
         options = _check_options(options)
         if options.reference_free:
-            _check_enough(stack)
+            _check_enough(stack, options.K or 1)
         else:
             _check_same_images(stack, references)
+        if options.K is not None:
+            options = _with_default_search(options, stack.box)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
         search, *finer = (Search(stack.box, options.ir, ou, options.rs, *stage, options.mirror)
                           for stage in _stages(options.xr, options.yr, options.ts))
@@ -138,7 +143,7 @@ def prepare(stack, references, options, comm, poses=None):
     with comm.agreeing():
         if images is not None:
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
-        n_references = 1 if images is None else len(images)
+        n_references = len(images) if images is not None else options.K or 1
         others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
@@ -148,7 +153,8 @@ def prepare(stack, references, options, comm, poses=None):
     largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
-                        options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation])
+                        options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation],
+                        normalize_references=options.normalize_references, settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes, poses)
@@ -165,6 +171,8 @@ def _check_options(options):
         numbers["max_memory"] = memory.parse_size("max_memory", options.max_memory)
     options = dataclasses.replace(options, **numbers)
     _check_choices(options.center, options.maxit, options.snr, options.vanished, options.center_limit)
+    if options.K is not None and whole_number("K", options.K) < 1:
+        raise InputError(f"K={options.K} is not allowed: give a number of classes of at least 1")
     if options.reference_free and options.rand_seed < 0:
         raise InputError(f"rand_seed={options.rand_seed} is not allowed: give a whole number of at least 0")
     if None not in (options.lowpass, options.highpass) and options.highpass >= options.lowpass:
@@ -173,6 +181,16 @@ def _check_options(options):
     if options.interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation={options.interpolation} is not known: give {' or '.join(INTERPOLATIONS)}")
     return options
+
+
+def _with_default_search(options, box):
+    """Options of raw particles with ``xr``, ``yr`` and ``ou`` as the box suggests, where they are -1."""
+    half = float(max(1, round(box / 20)))
+    xr, yr = ((half,) if half_ranges == (-1.0,) else half_ranges for half_ranges in (options.xr, options.yr))
+    ou = options.ou
+    if ou == -1:
+        ou = max(options.ir, geometry.default_outer_radius(box) + 1 - math.ceil(max(xr + yr)))
+    return dataclasses.replace(options, xr=xr, yr=yr, ou=ou)
 
 
 def _real_numbers(name, value):
@@ -293,10 +311,11 @@ def real_number(name, value):
     return float(value)
 
 
-def _check_enough(stack):
-    if stack.n_images < SMALLEST_CLASS:
-        raise InputError(f"{stack.path}: {stack.n_images} particles are too few for an average: give at least "
-                         f"{SMALLEST_CLASS}")
+def _check_enough(stack, n_classes):
+    if stack.n_images < SMALLEST_CLASS * n_classes:
+        classes = "an average" if n_classes == 1 else f"K={n_classes} classes"
+        raise InputError(f"{stack.path}: {stack.n_images} particles are too few for {classes}: give at least "
+                         f"{SMALLEST_CLASS * n_classes}")
 
 
 def _check_same_images(stack, references):
@@ -384,6 +403,17 @@ def check_old_directory(path):
         raise FileNotFoundError(f"{path} is no directory, so there is nothing to resume: leave --resume out")
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
         raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
+
+
+def check_new_file(path):
+    """Raise FileExistsError, FileNotFoundError or PermissionError if the file ``path`` cannot be made."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: give a new name, or remove it")
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise FileNotFoundError(f"{path}: its directory {parent} does not exist: make it first")
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(f"{path}: no permission to write into {parent}: give a place you may write to")
 
 
 def check_new_directory(path, resumable=False):

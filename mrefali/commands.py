@@ -14,8 +14,9 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                mirror: bool = True, subpixel: bool = False, lowpass: float = None, highpass: float = None,
                vanished: str = "random", center_limit: float = None, interpolation: str = "quadratic",
-               threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False,
-               live: bool = False, resume: bool = False, save_every: int = 0, write_back: str = "journal"):
+               normalize_references: bool = False, threads: int = 0, max_memory: str = None,
+               quiet: bool = False, check: bool = False, live: bool = False, resume: bool = False,
+               save_every: int = 0, write_back: str = "journal"):
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
@@ -47,7 +48,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     ts : tuple, px, at least 0.01
         step of the search, may be below 1; or one a stage
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own rotations, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
     maxit : int, at least 0
         iterations a stage; 0: at most 10, till the criterion falls
     CTF : bool
@@ -60,6 +61,102 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         seed of the draw that replaces a vanished class
     MPI : bool
         share the particles among the MPI ranks of mpiexec
+    mirror : bool
+        try mirrored particles too
+    subpixel : bool
+        refine what the search finds continuously in shift and angle
+    lowpass : float, 1/px, above 0 to 0.5
+        for the alignment alone; opens with the iterations
+    highpass : float, 1/px, above 0 to 0.5
+        for the alignment alone
+    vanished : str, random, split or keep
+        what replaces a class of fewer than four
+    center_limit : float, px, above 0
+        an average whose centre lies farther out is left where it is
+    interpolation : str, quadratic or fourier
+        how particles are moved into the averages
+    normalize_references : bool
+        scale references to one standard deviation, so none wins by contrast
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    max_memory : str, such as 4GB
+        memory each process may take; fewer particles are read at a time
+    quiet : bool
+        print warnings only
+    check : bool
+        validate, print estimates and search ranges in effect, stop
+    live : bool
+        write report.html after every iteration, not only at the end
+    resume : bool
+        go on with the run that the same call began
+    save_every : int, at least 0
+        write headers every so many iterations too; 0: at the end
+    write_back : str, journal or copy
+        change STACK in place, or put a copy there
+
+    Examples
+    --------
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5
+    mrefali mref_ali2d stack.hdf refs.hdf out mask.hdf --ou=27 --xr=3 --yr=3 --CTF --snr=0.3
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5 --resume
+    mrefali mref_ali2d stack.hdf refs.hdf out --ou=25 --xr="4 2" --yr="4 2" --ts="2 1" --subpixel
+    """
+    from mrefali.run import mref_ali2d
+
+    mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
+               rand_seed, MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass, highpass=highpass, vanished=vanished,
+               center_limit=center_limit, interpolation=interpolation, normalize_references=normalize_references,
+               threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume,
+               save_every=save_every, write_back=write_back)
+
+
+def classify(stack: str, outdir: str, mask: str = None, *,
+             K: int, ir: int = 1, ou: int = -1, xr: float = -1.0, ts: float = 1.0, center: int = 4,
+             maxit: int = 0, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
+             rand_seed: int = 1000, MPI: bool = False, mirror: bool = True, subpixel: bool = True,
+             lowpass: float = None, highpass: float = None, vanished: str = "split",
+             center_limit: float = None, interpolation: str = "quadratic", threads: int = 0,
+             max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
+             resume: bool = False, save_every: int = 0, write_back: str = "journal"):
+    """From raw particles to class averages and poses, without references.
+
+    Classes are found in a hundred particles a class, drawn at random; their averages are the references of
+    what is then mref_ali2d with other defaults, and references scaled to one standard deviation. Poses in the
+    headers are ignored. There may be fewer classes than K: two of one view are made one. Output is that of
+    mref_ali2d.
+
+    Parameters
+    ----------
+    stack : str
+        particles: square 2-D images, centred to within xr
+    outdir : str
+        directory for the results; made here, must not exist unless resumed
+    mask : str
+        mask for normalisation and criterion; without it a disc of radius ou
+    K : int, at least 1
+        classes at most; fewer where no more can be told apart
+    ir : int, px, 1 to ou
+        first ring
+    ou : int, px, ir to below n/2 - 1, or -1
+        last ring; -1: n//2 - 1 - xr
+    xr : float, px, at least 0, or -1
+        search in x and y; -1: a twentieth of the box
+    ts : float, px, at least 0.01
+        step of the search
+    center : int, -1 to 4
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+    maxit : int, at least 0
+        iterations; 0: till 1 % change class, at most 10
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    function : str, or FILE.py:NAME
+        makes references of averages
+    rand_seed : int, at least 0
+        seed of all that is drawn
+    MPI : bool
+        share the particles among MPI ranks; the first finds the references
     mirror : bool
         try mirrored particles too
     subpixel : bool
@@ -93,17 +190,63 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
     Examples
     --------
-    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5
-    mrefali mref_ali2d stack.hdf refs.hdf out mask.hdf --ou=27 --xr=3 --yr=3 --CTF --snr=0.3
-    mrefali mref_ali2d stack.hdf refs.hdf out --ou=27 --xr=3 --yr=3 --maxit=5 --resume
-    mrefali mref_ali2d stack.hdf refs.hdf out --ou=25 --xr="4 2" --yr="4 2" --ts="2 1" --subpixel
+    mrefali classify stack.hdf classes --K=8
+    mrefali classify particles.star classes --K=50 --xr=6 --CTF
     """
-    from mrefali.run import mref_ali2d
+    from mrefali.run import classify
 
-    mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
-               rand_seed, MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass, highpass=highpass, vanished=vanished,
-               center_limit=center_limit, interpolation=interpolation, threads=threads, max_memory=max_memory,
-               quiet=quiet, check=check, live=live, resume=resume, save_every=save_every, write_back=write_back)
+    classify(stack, outdir, mask, K=K, ir=ir, ou=ou, xr=xr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
+             function=function, rand_seed=rand_seed, MPI=MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass,
+             highpass=highpass, vanished=vanished, center_limit=center_limit, interpolation=interpolation,
+             threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume,
+             save_every=save_every, write_back=write_back)
+
+
+def seed(stack: str, refs: str, mask: str = None, *,
+         K: int, ou: int = -1, xr: float = -1.0, center: int = 4, CTF: bool = False, snr: float = 1.0,
+         rand_seed: int = 1000, mirror: bool = True, threads: int = 0, max_memory: str = None,
+         quiet: bool = False):
+    """Make references of unaligned particles: those that classify begins with.
+
+    Parameters
+    ----------
+    stack : str
+        particles: square 2-D images, centred to within xr; only read
+    refs : str
+        file of the references, HDF; must not exist
+    mask : str
+        mask for normalisation; without it a disc of radius ou
+    K : int, at least 1
+        references at most; fewer where no more can be told apart
+    ou : int, px, 1 to below n/2 - 1, or -1
+        radius of what is compared; -1: n//2 - 1 - xr
+    xr : float, px, at least 0, or -1
+        search in x and y; -1: a twentieth of the box
+    center : int, -1 to 4
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+    CTF : bool
+        weight by the CTF in the headers
+    snr : float, above 0
+        signal-to-noise ratio of the Wiener term, used with --CTF
+    rand_seed : int, at least 0
+        seed of all that is drawn
+    mirror : bool
+        try mirrored particles too
+    threads : int, at least 0
+        threads; 0 takes every core this process may use
+    max_memory : str, such as 4GB
+        memory this process may take; fewer particles are read at a time
+    quiet : bool
+        print warnings only
+
+    Examples
+    --------
+    mrefali seed stack.hdf refs.hdf --K=8
+    """
+    from mrefali.run import seed
+
+    seed(stack, refs, mask, K=K, ou=ou, xr=xr, center=center, CTF=CTF, snr=snr, rand_seed=rand_seed, mirror=mirror,
+         threads=threads, max_memory=max_memory, quiet=quiet)
 
 
 def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
@@ -847,5 +990,5 @@ def montage(file: str, out: str, *, order: str = "size", columns: int = 0, most:
 
 
 #: Every command, in the order of the help.
-COMMANDS = (mref_ali2d, local_ali2d, ali2d, k_means, k_means_groups, simulate, demo, evaluate, null, info, header,
-            transform2d, convert, select, recenter, report, watch, montage)
+COMMANDS = (mref_ali2d, classify, seed, local_ali2d, ali2d, k_means, k_means_groups, simulate, demo, evaluate, null,
+            info, header, transform2d, convert, select, recenter, report, watch, montage)

@@ -56,6 +56,10 @@ class Settings:
         What the alignment sees of the references.
     move : callable
         Of images and poses; how particles are carried into the averages, see ``fourier.INTERPOLATIONS``.
+    normalize_references : bool
+        Whether references are scaled to one standard deviation for the alignment.
+    settled : float or None
+        With ``maxit=0``, end a stage when no larger share of the particles changed class, not when the criterion falls.
     """
 
     search: Search
@@ -74,6 +78,8 @@ class Settings:
     local: bool = False
     band: Band = Band()
     move: object = average.transform
+    normalize_references: bool = False
+    settled: float | None = None
 
     @property
     def stages(self):
@@ -253,11 +259,13 @@ def refine(particles, references, poses, settings, comm, state=None):
         everyone = Alignments(*(comm.gather(a) for a in (found.assign, found.poses, found.peak)))
         classes = comm.from_root(
             update_classes(sums, everyone, references, particles, settings, rng) if comm.is_root else None)
-        changed = comm.gather(found.assign != assign)
+        changed, before = comm.gather(found.assign != assign), assign
         assign, poses = found.assign, fold_in_centring(found.poses, found.assign, classes)
         references = np.stack([c.image for c in classes])
         criterion = average.criterion(references, settings.core)
-        stopped = settings.maxit == 0 and criterion < previous
+        stopped = settings.maxit == 0 and (
+            criterion < previous if settings.settled is None else
+            sum(comm.all_values(int((found.assign != before).sum()))) <= settings.settled * particles.n_images)
         yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
                         time.perf_counter() - began, rng.getstate(), stage, begun, stopped)
         previous = criterion

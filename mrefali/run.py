@@ -18,10 +18,11 @@ import mrefali
 from mrefali import average, checkpoint, geometry, parallel, signals
 from mrefali.aligner import Aligner
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
-from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
+from mrefali.checks import Options, check_new_file, check_places, check_saving, prepare, use_threads
+from mrefali.classification import find_references
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.findings import class_health
-from mrefali.io import ArrayStack, check_room, hold, open_stack
+from mrefali.io import ArrayStack, check_room, hold, open_stack, write_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
 from mrefali.refine import Iteration, first_average, first_state, refine
@@ -34,12 +35,15 @@ details = logging.getLogger("mrefali.details")  # for the log of the run alone
 #: Particles a thread that are searched to estimate the time of a run.
 TIMED_PARTICLES = 32
 
+#: Share of the particles that may still change class where ``classify`` ends.
+SETTLED = 0.01
+
 
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
                mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-               interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False,
-               resume=False, save_every=0, write_back="journal"):
+               interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
+               check=False, live=False, resume=False, save_every=0, write_back="journal"):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -91,6 +95,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     interpolation : str
         How values between pixels are found where particles are moved into the averages: ``quadratic`` as the original,
         ``fourier`` for band-limited images, slower and with less loss near Nyquist.
+    normalize_references : bool
+        Scale the references to one standard deviation for the alignment; else the one with most contrast wins.
     threads : int
         Threads of this process; 0: all cores it may use, shared among the MPI ranks that may use the same.
     max_memory : str or int, optional
@@ -123,7 +129,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF, snr=snr,
         function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
         mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass,
-        interpolation=interpolation), call)
+        interpolation=interpolation, normalize_references=normalize_references), call)
 
 
 def local_ali2d(stack, refim, outdir, maskfile=None, *, ir=1, ou=-1, center=4, maxit=10, CTF=False, snr=1.0,
@@ -213,6 +219,80 @@ interpolation, threads, max_memory, quiet, check, live, resume, save_every, writ
         reference_free=True), call)
 
 
+def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, center=4, maxit=0, CTF=False, snr=1.0,
+             function="ref_ali2d", rand_seed=1000, MPI=False, mirror=True, subpixel=True, lowpass=None, highpass=None,
+             vanished="split", center_limit=None, interpolation="quadratic", threads=0, max_memory=None, quiet=False,
+             check=False, live=False, resume=False, save_every=0, write_back="journal"):
+    """From raw particles to classes: references are found in the particles, then refined with all of them.
+
+    The references are the averages of the classes that :mod:`mrefali.seeding` finds in at most a hundred particles a
+    class, drawn at random. Then this is :func:`mref_ali2d` with other defaults. The poses in the headers are ignored.
+
+    Parameters
+    ----------
+    stack : str
+        Square 2-D images; at the end the headers of HDF and bdb have their poses and classes.
+    K : int
+        Classes at most: fewer are made where cross-validation does not tell so many apart.
+    ou : int, px
+        Last ring; -1: as large as a search of ``xr`` allows, n//2 - 1 - ``xr``.
+    xr : float, px
+        Half-range of the search in x and y, so how well centred the particles are; -1: a twentieth of the box.
+    maxit : int
+        Iterations after the seeds; 0: at most ten, ended when no more than 1 % of the particles change class.
+    outdir, maskfile, ir, ts, center, CTF, snr, function, rand_seed, MPI, mirror, subpixel, lowpass, highpass, \
+vanished, center_limit, interpolation, threads, max_memory, quiet, check, live, resume, save_every, write_back
+        As for :func:`mref_ali2d`.
+
+    Raises
+    ------
+    InputError, FileNotFoundError, FileExistsError, PermissionError
+        Before anything is created or changed; under MPI on all ranks alike.
+    RunFailed
+        Where a file of the run cannot be read or written any more.
+    Stopped
+        On a signal, at the command line.
+    """
+    call = dict(locals())
+    _run_on_files(Options(
+        mask=maskfile, ir=ir, ou=ou, rs=1, xr=xr, yr=xr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
+        function=function, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
+        mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass,
+        interpolation=interpolation, normalize_references=True, reference_free=True, K=K,
+        settled=SETTLED), call)
+
+
+def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, snr=1.0, rand_seed=1000, mirror=True,
+         threads=0, max_memory=None, quiet=False):
+    """Write references found in unaligned particles: those that :func:`classify` begins with.
+
+    Parameters
+    ----------
+    stack : str
+        Square 2-D images; only read.
+    refs : str
+        File of the references, HDF; must not exist.
+    maskfile, K, ou, xr, center, CTF, snr, rand_seed, mirror, threads, max_memory, quiet
+        As for :func:`classify`.
+
+    Raises
+    ------
+    InputError, FileNotFoundError, FileExistsError, PermissionError
+        Nothing was created then.
+    """
+    with stopping_with(lambda: "nothing was created"), use_threads(threads):
+        check_new_file(refs)
+        particles = open_stack(stack)
+        plan = prepare(particles, None, Options(
+            mask=maskfile, ir=1, ou=ou, rs=1, xr=xr, yr=xr, ts=1.0, center=center, maxit=1, CTF=CTF, snr=snr,
+            function="ref_ali2d", rand_seed=rand_seed, vanished="keep", center_limit=None, quiet=quiet, mirror=mirror,
+            max_memory=max_memory, reference_free=True, K=K), parallel.SERIAL, _raw_poses(particles))
+        with files_may_fail(lambda: "nothing was created"):
+            references = find_references(plan.particles, plan.settings, K, parallel.SERIAL)
+            write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
+    logger.info("%d references in %s", len(references), refs)
+
+
 def _run_on_files(options, call):
     """Check everything; then run, unless that is all that was asked for. ``call`` holds the caller's arguments."""
     stack, outdir = call["stack"], call["outdir"]
@@ -228,8 +308,12 @@ def _run_on_files(options, call):
         particles = open_on_all_ranks(stack, comm)
         references = None if options.reference_free else open_on_all_ranks(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
-        plan = prepare(particles, references, options, comm)
-        if options.reference_free:
+        plan = prepare(particles, references, options, comm, _raw_poses(particles) if options.K else None)
+        if options.K is not None:
+            search = plan.settings.search
+            call |= {"ou": search.outer_radius, "xr": search.xr, "yr": search.yr}
+            plan = _with_seeds(plan, options.K, call["check"], comm)
+        elif options.reference_free:
             plan = _with_first_average(plan, comm)
         signals.check()
         if call["check"]:
@@ -260,6 +344,22 @@ def _with_first_average(plan, comm):
     with files_may_fail(lambda: "nothing was created or changed"):
         references, start = first_average(plan.particles, poses, plan.settings, comm)
     return replace(plan, references=references, start=start)
+
+
+def _raw_poses(stack):
+    """Poses of particles that may have none: None for those in the headers, else the identity for all."""
+    return None if stack.has_poses() else geometry.identity_poses(stack.n_images)
+
+
+def _with_seeds(plan, n_classes, check, comm):
+    """The plan with references found in the particles, which begin where their images are centred.
+
+    Where all is only to be checked the first particles are the references, which take as long to search.
+    """
+    with files_may_fail(lambda: "nothing was created or changed"):
+        references = (plan.particles.read(slice(0, n_classes)) if check else
+                      find_references(plan.particles, plan.settings, n_classes, comm))
+    return replace(plan, references=references, start=geometry.identity_poses(plan.stack.n_images))
 
 
 def open_on_all_ranks(path, comm):
@@ -307,7 +407,8 @@ class Aligned:
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
           function="ref_ali2d", rand_seed=1000, mirror=True, subpixel=False, lowpass=None, highpass=None,
-          vanished="random", center_limit=None, interpolation="quadratic", threads=0, quiet=False):
+          vanished="random", center_limit=None, interpolation="quadratic", normalize_references=False, threads=0,
+          quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -319,7 +420,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
     ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, subpixel, lowpass, highpass, vanished, \
-center_limit, interpolation, threads, quiet
+center_limit, interpolation, normalize_references, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -331,7 +432,8 @@ center_limit, interpolation, threads, quiet
         plan = prepare(ArrayStack(images, "images"), ArrayStack(references, "references"), Options(
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
             rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet, mirror=mirror,
-            subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation), comm, poses)
+            subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation,
+            normalize_references=normalize_references), comm, poses)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
@@ -422,7 +524,9 @@ class _Run:
                     self._write_headers()
             number = self.state.number
             if self.state.stopped and number + 1 < settings.most_iterations:
-                logger.info("stopped after iteration %d: the criterion fell", number)
+                reason = ("the criterion fell" if settings.settled is None else
+                          f"no more than {settings.settled:.0%} of the particles changed class")
+                logger.info("stopped after iteration %d: %s", number, reason)
             self._output.write_end(number)
             if self._stack.read_only:
                 self._output.write_average_images(self.state.references)

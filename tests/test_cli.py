@@ -50,7 +50,7 @@ def alignment(monkeypatch):
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                    rand_seed, MPI, *, mirror, subpixel, lowpass, highpass, vanished, center_limit, interpolation,
-                   threads, max_memory, quiet, check, live, resume, save_every, write_back):
+                   normalize_references, threads, max_memory, quiet, check, live, resume, save_every, write_back):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -66,7 +66,8 @@ def test_defaults_reach_the_alignment(alignment):
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
         mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-        interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+        interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
+        check=False, live=False, resume=False,
         save_every=0, write_back="journal")]
 
 
@@ -78,7 +79,8 @@ def test_an_old_script_runs_word_for_word(alignment):
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
         ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
         mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-        interpolation="quadratic", threads=0, max_memory=None, quiet=False, check=False, live=False, resume=False,
+        interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
+        check=False, live=False, resume=False,
         save_every=0, write_back="journal")]
 
 
@@ -184,7 +186,7 @@ def test_a_bad_call_is_refused_before_anything_runs(alignment, capsys, words, me
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "a command comes first, one of mref_ali2d, local_ali2d, ali2d, k_means"),
+    ([], "a command comes first, one of mref_ali2d, classify, seed, local_ali2d"),
     (["--ou=3"], "a command comes first"),
     (["mref_ali"], "unknown command mref_ali: did you mean mref_ali2d?"),
     (["Info", "x"], "unknown command Info: did you mean info?"),

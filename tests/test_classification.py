@@ -1,0 +1,145 @@
+"""``classify`` and ``seed``: raw particles in, classes out, however they are run; and references of one contrast."""
+
+import os
+
+import numpy as np
+import pytest
+from test_mpi import launch_python, same_files
+
+import mrefali
+from mrefali import cli
+from mrefali.accuracy import compare
+from mrefali.errors import InputError
+from mrefali.geometry import disc
+from mrefali.io import open_stack, write_stack
+from mrefali.simulation import read_truth, simulate
+
+BOX = 32
+
+
+def write(folder, n=120, views=2, snr=1.0, **options):
+    """A stack of simulated particles in ``folder``."""
+    stack = folder / "p.hdf"
+    simulate(stack, n, views, BOX, snr, 1.0, **options)
+    return str(stack)
+
+
+def shares(stack, n_classes, views):
+    """Shares of the particles in the right class, and of those with the right mirror."""
+    classes, poses = read_truth(stack.removesuffix(".hdf") + "_truth.csv")
+    aligned = open_stack(stack)
+    found = compare(aligned.column("assign"), aligned.poses(), classes, poses, n_classes, views)
+    return found.class_share, found.mirror_share
+
+
+@pytest.mark.jit_only
+def test_raw_particles_become_classes(tmp_path, capsys):
+    stack, out = write(tmp_path, n=180, views=3), str(tmp_path / "out")
+    assert cli.main(["classify", stack, out, "--K=3"]) == 0
+    assert min(shares(stack, 3, 3)) > 0.95
+    run = mrefali.open_run(out)
+    assert run.state == "finished"
+    assert (run.counts[-1] > 40).all()
+    assert "no more than 1% of the particles changed class" in capsys.readouterr().out
+    assert run.parameters["xr"] == 2.0  # a twentieth of the box
+    assert run.parameters["outer_radius"] == 13
+
+
+@pytest.mark.jit_only
+def test_a_stack_without_poses_and_one_with_any_poses_give_the_same(tmp_path):
+    averages = []
+    for name in ("raw", "posed"):
+        (tmp_path / name).mkdir()
+        stack = write(tmp_path / name)
+        if name == "raw":
+            images = open_stack(stack).read(0, 120)
+            stack = str(tmp_path / name / "raw.hdf")
+            write_stack(stack, images, pixel_size_A=2.0)
+        else:
+            mrefali.header(stack, params="xform.align2d", randomize=True)
+        mrefali.classify(stack, str(tmp_path / name / "out"), K=2, maxit=1, quiet=True)
+        averages.append(open_stack(tmp_path / name / "out" / "multi_ref.hdf").read(0, 2))
+    np.testing.assert_array_equal(*averages)
+
+
+@pytest.mark.jit_only
+def test_two_ranks_find_what_one_finds(tmp_path):
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        os.rename(write(folder, n=60), folder / "stack.hdf")
+        call = f"mrefali.classify({str(folder / 'stack.hdf')!r}, {str(folder / 'out')!r}, K=2, maxit=2, threads=1, "
+        done = launch_python("-c", f"import mrefali; {call} quiet=True, MPI=True)", ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    same_files(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.jit_only
+def test_resuming_gives_the_bits_of_a_run_that_went_on(tmp_path):
+    made = []
+    for name, steps in (("whole", [3]), ("resumed", [1, 3])):
+        (tmp_path / name).mkdir()
+        stack, out = write(tmp_path / name, n=60), str(tmp_path / name / "out")
+        for i, maxit in enumerate(steps):
+            mrefali.classify(stack, out, K=2, maxit=maxit, quiet=True, resume=i > 0)
+        made.append(open_stack(out + "/multi_ref.hdf").read(0, 2))
+    np.testing.assert_array_equal(*made)
+
+
+@pytest.mark.jit_only
+def test_seeds_are_references_that_mref_ali2d_takes(tmp_path):
+    stack, refs = write(tmp_path), str(tmp_path / "refs.hdf")
+    assert cli.main(["seed", stack, refs, "--K=2", "--xr=1"]) == 0
+    assert open_stack(refs).n_images == 2
+    assert open_stack(refs).pixel_size_A == 2.0
+    mrefali.mref_ali2d(stack, refs, str(tmp_path / "out"), ou=12, xrng=1, yrng=1, maxit=1, quiet=True)
+    assert min(shares(stack, 2, 2)) > 0.95
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--K=0"], "K=0 is not allowed: give a number of classes of at least 1"),
+    (["--K=31"], "120 particles are too few for K=31 classes: give at least 124"),
+    (["--K=2", "--xr=-2", "--ou=10"], "xr=-2"),
+    (["--K=2", "--rand_seed=-1"], "rand_seed=-1 is not allowed"),
+])
+def test_what_cannot_be_classified_is_refused(tmp_path, capsys, words, message):
+    stack = write(tmp_path)
+    for command, out in (("classify", "out"), ("seed", "refs.hdf")):
+        assert cli.main([command, stack, str(tmp_path / out), *words]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / out).exists()
+
+
+def test_seed_writes_over_nothing(tmp_path):
+    stack = write(tmp_path)
+    with pytest.raises(FileExistsError, match="p.hdf exists already"):
+        mrefali.seed(stack, stack, K=2)
+    with pytest.raises(FileNotFoundError, match="does not exist: make it first"):
+        mrefali.seed(stack, str(tmp_path / "no" / "refs.hdf"), K=2)
+
+
+def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mrefali.run.find_references", None)
+    stack = write(tmp_path, n=20)
+    assert cli.main(["classify", stack, str(tmp_path / "out"), "--K=2", "--check"]) == 0
+    assert "an iteration" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_of_one_contrast_share_the_particles(tmp_path):
+    stack = write(tmp_path)
+    images, views = open_stack(stack).read(0, 120), open_stack(tmp_path / "p_views.hdf").read(0, 2)
+    classes, _ = read_truth(tmp_path / "p_truth.csv")
+    inside = disc(BOX, 12)
+    views -= views[:, inside].mean(axis=1)[:, None, None]
+    views[1] *= 3 * views[0][inside].std() / views[1][inside].std()
+    options = {"ou": 12, "xr": 1, "yr": 1, "maxit": 1, "quiet": True}
+    plain = mrefali.align(images, views, **options)
+    scaled = mrefali.align(images, views, normalize_references=True, **options)
+    assert (plain.assign == 1).all()  # contrast wins
+    assert (scaled.assign == classes).mean() > 0.95
+
+
+def test_k_must_be_a_number(tmp_path):
+    with pytest.raises(InputError, match="K='two' is not allowed: give a whole number"):
+        mrefali.classify(write(tmp_path), str(tmp_path / "out"), K="two")
