@@ -21,7 +21,7 @@ from mrefali.refine import refine
 from mrefali.search import align, ring_spectra
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
-BOX, OUTER_RADIUS, HALF_RANGE, N_REFERENCES, N_PARTICLES = 128, 55, 3, 50, 1000
+BOX, OUTER_RADIUS, HALF_RANGE, N_REFERENCES, N_PARTICLES = 128, 55, 3, 50, 4000
 REPEATS = 3
 
 
