@@ -135,6 +135,8 @@ def prepare(stack, references, options, comm, poses=None):
                           for stage in _stages(options.xr, options.yr, options.ts))
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
+        if options.K is not None and not _all_have_poses(stack):
+            poses = geometry.identity_poses(stack.n_images)
         poses, assign = _read_poses(stack, poses), read_classes(stack)
         classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
         of_stack = read_ctf(stack, options.snr) if options.CTF else None
@@ -189,7 +191,10 @@ def _with_default_search(options, box):
     xr, yr = ((half,) if half_ranges == (-1.0,) else half_ranges for half_ranges in (options.xr, options.yr))
     ou = options.ou
     if ou == -1:
-        ou = max(options.ir, geometry.default_outer_radius(box) + 1 - math.ceil(max(xr + yr)))
+        ou = geometry.default_outer_radius(box) + 1 - math.ceil(max(xr + yr))
+        if ou < box // 4:
+            raise InputError(f"xr={max(xr + yr):g} leaves a disc of {ou} px in images of {box} px: give a smaller xr, "
+                             "or say with ou how large the particles are")
     return dataclasses.replace(options, xr=xr, yr=yr, ou=ou)
 
 
@@ -235,6 +240,10 @@ def _classes_to_refine(stack, references, poses, assign):
                          f"{references.n_images} references, 0 to {references.n_images - 1}: give those that the stack "
                          "was aligned to")
     return assign
+
+
+def _all_have_poses(stack):
+    return stack.read_only or all(matrix is not None for matrix in stack.values("xform.align2d"))
 
 
 def _read_poses(stack, poses):
@@ -405,8 +414,11 @@ def check_old_directory(path):
         raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
 
 
-def check_new_file(path):
-    """Raise FileExistsError, FileNotFoundError or PermissionError if the file ``path`` cannot be made."""
+def check_new_file(path, ending):
+    """Raise InputError, FileExistsError, FileNotFoundError or PermissionError if the file ``path`` cannot be made."""
+    path = os.fspath(path)
+    if not path.endswith(ending):
+        raise InputError(f"{path} is not allowed: give a file name that ends in {ending}")
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already: give a new name, or remove it")
     parent = os.path.dirname(os.path.abspath(path))

@@ -36,7 +36,9 @@ def find_references(particles, settings, n_classes, comm):
     (n_references, n, n) float32
         On every rank.
     """
-    return comm.from_root(_find(particles, settings, n_classes) if comm.is_root else None)
+    with comm.agreeing():
+        references = _find(particles, settings, n_classes) if comm.is_root else None
+    return comm.from_root(references)
 
 
 def _find(particles, settings, n_classes):

@@ -264,7 +264,7 @@ vanished, center_limit, interpolation, threads, max_memory, quiet, check, live, 
 
 def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, snr=1.0, rand_seed=1000, mirror=True,
          threads=0, max_memory=None, quiet=False):
-    """Write references found in unaligned particles: those that :func:`classify` begins with.
+    """Write references found in unaligned particles: those that :func:`classify` begins with by default.
 
     Parameters
     ----------
@@ -280,16 +280,16 @@ def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, sn
     InputError, FileNotFoundError, FileExistsError, PermissionError
         Nothing was created then.
     """
+    comm = parallel.communicator(False)  # which refuses several processes
     with stopping_with(lambda: "nothing was created"), use_threads(threads):
-        check_new_file(refs)
+        check_new_file(refs, ".hdf")
         particles = open_stack(stack)
         plan = prepare(particles, None, Options(
             mask=maskfile, ir=1, ou=ou, rs=1, xr=xr, yr=xr, ts=1.0, center=center, maxit=1, CTF=CTF, snr=snr,
             function="ref_ali2d", rand_seed=rand_seed, vanished="keep", center_limit=None, quiet=quiet, mirror=mirror,
-            max_memory=max_memory, reference_free=True, K=K), parallel.SERIAL, _raw_poses(particles))
-        with files_may_fail(lambda: "nothing was created"):
-            references = find_references(plan.particles, plan.settings, K, parallel.SERIAL)
-            write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
+            max_memory=max_memory, reference_free=True, K=K), comm)
+        references = find_references(plan.particles, plan.settings, K, comm)
+        write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
     logger.info("%d references in %s", len(references), refs)
 
 
@@ -308,11 +308,11 @@ def _run_on_files(options, call):
         particles = open_on_all_ranks(stack, comm)
         references = None if options.reference_free else open_on_all_ranks(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
-        plan = prepare(particles, references, options, comm, _raw_poses(particles) if options.K else None)
+        plan = prepare(particles, references, options, comm)
         if options.K is not None:
             search = plan.settings.search
             call |= {"ou": search.outer_radius, "xr": search.xr, "yr": search.yr}
-            plan = _with_seeds(plan, options.K, call["check"], comm)
+            plan = _with_seeds(plan, options.K, call, comm)
         elif options.reference_free:
             plan = _with_first_average(plan, comm)
         signals.check()
@@ -346,19 +346,20 @@ def _with_first_average(plan, comm):
     return replace(plan, references=references, start=start)
 
 
-def _raw_poses(stack):
-    """Poses of particles that may have none: None for those in the headers, else the identity for all."""
-    return None if stack.has_poses() else geometry.identity_poses(stack.n_images)
-
-
-def _with_seeds(plan, n_classes, check, comm):
+def _with_seeds(plan, n_classes, call, comm):
     """The plan with references found in the particles, which begin where their images are centred.
 
-    Where all is only to be checked the first particles are the references, which take as long to search.
+    A run that goes on has references already. Where all is only to be checked the first particles are the references,
+    which take as long to search.
     """
-    with files_may_fail(lambda: "nothing was created or changed"):
-        references = (plan.particles.read(slice(0, n_classes)) if check else
-                      find_references(plan.particles, plan.settings, n_classes, comm))
+    if call["resume"]:
+        with comm.agreeing():
+            found = checkpoint.load(os.fspath(call["outdir"])).state.references if comm.is_root else None
+        references = comm.from_root(found)
+    elif call["check"]:
+        references = plan.particles.read(slice(0, n_classes))
+    else:
+        references = find_references(plan.particles, plan.settings, n_classes, comm)
     return replace(plan, references=references, start=geometry.identity_poses(plan.stack.n_images))
 
 

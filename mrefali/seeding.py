@@ -20,12 +20,14 @@ Averages are filtered for what tells views apart, :class:`Contrast`. All of this
 Arrays in, arrays out: this module knows no file and no rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.fft
+import scipy.linalg
 
 from mrefali import average, geometry
+from mrefali.errors import InputError
 from mrefali.reference import fourier_shift, power_center
 from mrefali.search import Alignments, Search, align, align_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
@@ -91,7 +93,7 @@ def search_of(box, outer_radius, half_range, mirror=True):
     """The ``Search`` of the small images, and how many times smaller they are."""
     factor = max(1, round(box / BOX))
     small = box // factor
-    half = max(1.0, half_range / factor)
+    half = half_range / factor
     radius = int(np.clip(outer_radius // factor, 1, geometry.largest_outer_radius(small)))
     return Search(small, 1, radius, 1, half, half, 1.0, mirror), factor
 
@@ -141,7 +143,8 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
 class Contrast:
     """What of the particles is signal, ring by ring of Fourier space, and averages filtered for it.
 
-    The noise is that of the corners, beyond the soft edge; what the disc has beyond it is signal. With S their ratio
+    The noise is that of the corners, beyond the soft edge, or else that of high frequencies; what the disc has beyond
+    it is signal. With S their ratio
     an average of m particles is multiplied by S / ((1 + S) (S + 1/m)): by S / (S + 1/m) for its noise, and divided by
     1 + S since all views have much in common where S is large, at low frequencies.
 
@@ -165,6 +168,13 @@ class Contrast:
         power = self._ring_power(images * self.edge, images * self.edge) / (self.edge**2).sum()
         background = (images - background) * outside
         noise = self._ring_power(background, background) / (outside**2).sum()
+        # where the corners are masked, or are of another kind, the noise is what is left at high frequencies
+        highest = slice(3 * n // 8, None)
+        if not 0.5 < noise[highest].mean() / power[highest].mean() < 2:
+            noise = np.full(len(power), power[highest].mean())
+        if not (power[1:] > noise[1:]).any():
+            raise InputError(f"the particles have nothing within radius ou={radius} that they have not outside it, or "
+                             "at high frequencies: they seem to be noise alone")
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
@@ -272,7 +282,7 @@ class State:
 
 def _first_averages(images, n_classes, contrast, search, rng):
     """Averages of neighbours, and how many are in each."""
-    coarse = Search(search.box, 1, search.outer_radius, 1, search.xr, search.yr, NEIGHBOUR_STEP, search.mirror)
+    coarse = replace(search, shift_step=min(NEIGHBOUR_STEP, max(1.0, search.xr)))
     drawn = np.sort(rng.choice(len(images), min(FIRST_REFERENCES * n_classes, len(images)), replace=False))
     averages, counts = images[drawn], np.ones(len(drawn), np.int64)
     for n_neighbours in NEIGHBOURS:
@@ -418,9 +428,8 @@ def _split_one(images, poses, contrast, search, sure):
     moved = average.transform(images, poses)
     pixels = contrast.pixels(moved, max(NEIGHBOURS))
     pixels -= pixels.mean(axis=0)
-    _, vectors = np.linalg.eigh(pixels @ pixels.T)
     best = -np.inf, None
-    for component in vectors[:, :-1 - COMPONENTS:-1].T:
+    for component in _components(pixels):
         part = _cut(component)
         averages = contrast.centered(np.stack([moved[part == h].mean(axis=0) for h in (0, 1)]))
         state = _settle(images, averages, np.bincount(part, minlength=2), contrast, search)
@@ -429,6 +438,15 @@ def _split_one(images, poses, contrast, search, sure):
             if worth > best[0]:
                 best = worth, state
     return best
+
+
+def _components(pixels):
+    """Members, (n_members, n_pixels) of mean 0, along their first ``COMPONENTS`` principal components, as rows."""
+    few_members = len(pixels) <= pixels.shape[1]
+    products = (pixels @ pixels.T if few_members else pixels.T @ pixels).astype(np.float64)
+    n = len(products)
+    _, vectors = scipy.linalg.eigh(products, subset_by_index=[max(0, n - COMPONENTS), n - 1])
+    return (vectors if few_members else pixels @ vectors).T[::-1]
 
 
 def _cut(values):

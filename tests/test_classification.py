@@ -12,6 +12,7 @@ from mrefali.accuracy import compare
 from mrefali.errors import InputError
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
+from mrefali.seeding import Seeds
 from mrefali.simulation import read_truth, simulate
 
 BOX = 32
@@ -75,12 +76,14 @@ def test_two_ranks_find_what_one_finds(tmp_path):
 
 
 @pytest.mark.jit_only
-def test_resuming_gives_the_bits_of_a_run_that_went_on(tmp_path):
+def test_resuming_gives_the_bits_of_a_run_that_went_on(tmp_path, monkeypatch):
     made = []
     for name, steps in (("whole", [3]), ("resumed", [1, 3])):
         (tmp_path / name).mkdir()
         stack, out = write(tmp_path / name), str(tmp_path / name / "out")
         for i, maxit in enumerate(steps):
+            if i > 0:  # the references are those of the run
+                monkeypatch.setattr("mrefali.run.find_references", None)
             mrefali.classify(stack, out, K=2, maxit=maxit, quiet=True, resume=i > 0)
         averages = open_stack(out + "/multi_ref.hdf")
         made.append(averages.read(0, averages.n_images))
@@ -115,6 +118,8 @@ def test_seed_writes_over_nothing(tmp_path):
     stack = write(tmp_path)
     with pytest.raises(FileExistsError, match="p.hdf exists already"):
         mrefali.seed(stack, stack, K=2)
+    with pytest.raises(InputError, match="refs.mrcs is not allowed: give a file name that ends in .hdf"):
+        mrefali.seed(stack, str(tmp_path / "refs.mrcs"), K=2)
     with pytest.raises(FileNotFoundError, match="does not exist: make it first"):
         mrefali.seed(stack, str(tmp_path / "no" / "refs.hdf"), K=2)
 
@@ -139,6 +144,57 @@ def test_references_of_one_contrast_share_the_particles(tmp_path):
     scaled = mrefali.align(images, views, normalize_references=True, **options)
     assert (plain.assign == 1).all()  # contrast wins
     assert (scaled.assign == classes).mean() > 0.95
+
+
+def test_seeds_of_small_images_are_averages_at_full_size(tmp_path, monkeypatch):
+    stack = tmp_path / "p.hdf"
+    simulate(stack, 60, 2, 128, 1.0, 6.0)
+    classes, poses = read_truth(tmp_path / "p_truth.csv")
+    small = poses.copy()
+    for name in ("sx", "sy"):
+        small[name] /= 2
+    boxes = []
+
+    def find_seeds(images, n_classes, search, rng, report):
+        boxes.append((images.shape, search.box))
+        return Seeds(classes.astype(np.int32), small, 2)
+
+    monkeypatch.setattr("mrefali.classification.find_seeds", find_seeds)
+    mrefali.seed(str(stack), str(tmp_path / "refs.hdf"), K=2, xr=6, center=0, quiet=True)
+    assert boxes == [((60, 64, 64), 64)]
+    found, views = (open_stack(tmp_path / name).read(0, 2) for name in ("refs.hdf", "p_views.hdf"))
+    inside = disc(128, 40)
+    for k in range(2):  # of 30 particles each, low-passed; half the shift would leave 0.7 or so
+        assert np.corrcoef(found[k][inside], views[k][inside])[0, 1] > 0.95
+
+
+@pytest.mark.jit_only
+def test_particles_of_a_star_with_a_ctf_are_classified_without_mirrors(tmp_path):
+    stack, star = tmp_path / "p.hdf", str(tmp_path / "p.star")
+    simulate(stack, 120, 2, 64, 1.0, 2.0, mirror=False, CTF=True)
+    mrefali.convert(str(stack), star)
+    mrefali.classify(star, str(tmp_path / "out"), K=2, CTF=True, mirror=False, quiet=True)
+    run, (classes, _) = mrefali.open_run(str(tmp_path / "out")), read_truth(tmp_path / "p_truth.csv")
+    assert not run.poses["mirror"].any()
+    assign = run.poses["assign"].to_numpy()
+    assert max((assign == classes).mean(), (assign != classes).mean()) > 0.95
+    assert (tmp_path / "out" / "particles.star").exists()
+
+
+@pytest.mark.jit_only
+def test_what_fails_while_seeds_are_found_leaves_nothing(tmp_path, capsys, monkeypatch):
+    def fail(*arguments):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("mrefali.classification.find_seeds", fail)
+    assert cli.main(["classify", write(tmp_path), str(tmp_path / "out"), "--K=2"]) == 2
+    assert "the disk is gone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_leaves_no_disc_is_refused(tmp_path):
+    with pytest.raises(InputError, match="xr=14 leaves a disc of 1 px in images of 32 px: give a smaller xr"):
+        mrefali.classify(write(tmp_path), str(tmp_path / "out"), K=2, xr=14)
 
 
 def test_k_must_be_a_number(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from mrefali.accuracy import adjusted_rand
 from mrefali.average import normalize_particles, transform
+from mrefali.errors import InputError
 from mrefali.geometry import disc, identity_poses
 from mrefali.search import Alignments
 from mrefali.seeding import (
@@ -12,6 +13,7 @@ from mrefali.seeding import (
     Contrast,
     _align_each,
     _choose,
+    _components,
     _cut,
     _fit,
     _needed,
@@ -43,6 +45,43 @@ def test_contrast_is_that_of_the_particles_whatever_their_scale():
     ratio = Contrast(images, RADIUS).ratio
     assert ratio[1:5].min() > 1 > ratio[-4:].max()
     np.testing.assert_allclose(Contrast(100 * images, RADIUS).ratio, ratio, rtol=1e-4)
+
+
+def masked(images):
+    return images * Contrast(images, RADIUS).edge
+
+
+def louder_outside(images):
+    return np.where(Contrast(images, RADIUS).edge > 0, images, 4 * images)
+
+
+@pytest.mark.parametrize("change", [masked, louder_outside])
+def test_where_the_corners_tell_nothing_of_the_noise_high_frequencies_do(change):
+    images, _ = particles()
+    plain, changed = Contrast(images, RADIUS), Contrast(change(images), RADIUS)
+    strong = plain.ratio > 1
+    # what the particles have at high frequencies counts as noise, here about half as much again as there is
+    share = changed.ratio[strong] / plain.ratio[strong]
+    assert share.min() > 0.5
+    assert share.max() < 1.1
+    assert np.isfinite(changed.references(images[:2], np.array([1, 10])).images).all()
+
+
+def test_particles_with_less_within_the_disc_than_outside_are_refused():
+    noise = np.random.default_rng(0).normal(size=(400, BOX, BOX)).astype(np.float32)
+    weaker = np.where(Contrast(noise, RADIUS).edge > 0, 0.8 * noise, noise)
+    with pytest.raises(InputError, match="they seem to be noise alone"):
+        Contrast(weaker, RADIUS)
+
+
+def test_principal_components_are_the_same_by_members_and_by_pixels():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(30, 50)) + 5 * np.outer(rng.normal(size=30), rng.normal(size=50))
+    pixels -= pixels.mean(axis=0)
+    few, many = _components(pixels), _components(np.repeat(pixels, 3, axis=0))
+    assert len(few) == len(many) == 3
+    for a, b in zip(few, many[:, ::3], strict=True):
+        assert abs(np.corrcoef(a, b)[0, 1]) > 1 - 1e-6
 
 
 @pytest.mark.parametrize("n", [12, 40])
@@ -106,7 +145,8 @@ def test_the_fit_is_that_of_the_half_that_did_not_choose():
 def test_small_images_have_a_search_that_fits(box):
     search, factor = search_of(box, 10, 3.0)
     assert search.box == box // factor <= 96
-    assert search.xr == max(1, 3.0 / factor)
+    assert search.xr == 3.0 / factor
+    assert search.outer_radius + search.xr <= search.box / 2 - 1
 
 
 @pytest.mark.jit_only
