@@ -73,6 +73,8 @@ def test_numbers_keep_the_place_they_were_added_at(monkeypatch, recent):
     assert [places.find(number) for number in (0, 2**40 - 1, 2**40 + 1, 2**50)] == [None] * 4
     assert places.in_order().tolist() == numbers.tolist()
     assert len(places) == 200
+    first, stop = 2**40 + 70, 2**40 + 141
+    assert sorted(places.within(first, stop)) == [(n, numbers.tolist().index(n)) for n in range(first, stop, 7)]
 
 
 # ---- the power fails

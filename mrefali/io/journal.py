@@ -90,6 +90,13 @@ class Places:
                 place = self._places[i]
         return place
 
+    def within(self, first, stop):
+        """Pairs of number and place of all that are from ``first`` to before ``stop``, in any order."""
+        low, high = bisect_left(self._sorted, first), bisect_left(self._sorted, stop)
+        yield from zip(self._sorted[low:high], self._places[low:high], strict=True)
+        for number in self._recent.keys() & range(first, stop):
+            yield number, self._recent[number]
+
     def add(self, number):
         """The place of a number that had none."""
         self._recent[number] = len(self._numbers)
@@ -172,10 +179,10 @@ class Overlay(io.RawIOBase):
     def _read(self, first, stop):
         """The sectors from ``first`` to before ``stop`` as they are by now; zeros beyond the end of the file."""
         sectors = bytearray(_read_padded(self._file, first, stop))
-        for i in range(stop - first):
-            slot = self._slots.find(first + i)
-            if slot is not None:
-                sectors[i * SECTOR:(i + 1) * SECTOR] = os.pread(self._part, SECTOR, slot * SECTOR)
+        # HDF5 reads the names of all images for each, megabytes of a large stack
+        for sector, slot in self._slots.within(first, stop):
+            at = (sector - first) * SECTOR
+            sectors[at:at + SECTOR] = os.pread(self._part, SECTOR, slot * SECTOR)
         return sectors
 
     def _put(self, sector, new, old):
