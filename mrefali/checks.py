@@ -421,11 +421,7 @@ def check_new_file(path, ending):
         raise InputError(f"{path} is not allowed: give a file name that ends in {ending}")
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already: give a new name, or remove it")
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise FileNotFoundError(f"{path}: its directory {parent} does not exist: make it first")
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{path}: no permission to write into {parent}: give a place you may write to")
+    _check_parent(path)
 
 
 def check_new_directory(path, resumable=False):
@@ -434,6 +430,10 @@ def check_new_directory(path, resumable=False):
         way_out = "give a new name, remove it, or go on with the run in it by --resume"
         raise FileExistsError(f"{path}: the output directory exists already: "
                               f"{way_out if resumable else 'give a new name, or remove it'}")
+    _check_parent(path)
+
+
+def _check_parent(path):
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise FileNotFoundError(f"{path}: its parent directory {parent} does not exist: make it first")

@@ -80,14 +80,32 @@ def update_classes(sums, found, references, particles, settings, rng):
     -------
     list of ClassUpdate
     """
-    order = np.argsort(found.assign, kind="stable")
-    counts = np.bincount(found.assign, minlength=len(references))
-    members = np.split(order, np.cumsum(counts)[:-1])
-    updates = [_averaged(k, sums, k, members[k], found.poses, settings) if counts[k] >= SMALLEST_CLASS else None
-               for k in range(len(references))]
+    members = members_of(found.assign, len(references))
+    updates = average_classes(sums, members, found.poses, settings)
     _examine(updates, sums, settings)
     substitute = VANISHED[settings.vanished](members, found, references, particles, settings, rng)
     return [substitute(k) if update is None else update for k, update in enumerate(updates)]
+
+
+def average_classes(sums, members, poses, settings):
+    """The ``ClassUpdate`` of each class by itself, None for one that vanished.
+
+    Parameters
+    ----------
+    sums : average.ClassSums
+    members : list of int array
+        See :func:`members_of`.
+    poses : (n_particles,) geometry.POSE
+    settings : refine.Settings
+    """
+    return [_averaged(k, sums, k, those, poses, settings) if len(those) >= SMALLEST_CLASS else None
+            for k, those in enumerate(members)]
+
+
+def members_of(assign, n_classes):
+    """Sorted indices of the particles of each class, a list of ``n_classes`` int arrays."""
+    order = np.argsort(assign, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(assign, minlength=n_classes))[:-1])
 
 
 def _examine(updates, sums, settings):

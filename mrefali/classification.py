@@ -8,9 +8,8 @@ import logging
 import numpy as np
 
 from mrefali import average, geometry, signals
-from mrefali.classes import SMALLEST_CLASS, update_classes
+from mrefali.classes import average_classes, members_of
 from mrefali.fourier import shrink
-from mrefali.search import Alignments
 from mrefali.seeding import find_seeds, search_of
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,10 @@ def find_references(particles, settings, n_classes, comm):
         On every rank.
     """
     with comm.agreeing():
-        references = _find(particles, settings, n_classes) if comm.is_root else None
+        try:
+            references = _find(particles, settings, n_classes) if comm.is_root else None
+        finally:
+            comm.barrier()  # where the others wait without keeping a core busy
     return comm.from_root(references)
 
 
@@ -56,23 +58,18 @@ def _find(particles, settings, n_classes):
     poses = seeds.poses.copy()
     for name in ("sx", "sy"):
         poses[name] *= factor
-    # classes too small for an average are at the end
-    n_kept = max(1, int((np.bincount(seeds.assign) >= SMALLEST_CLASS).sum()))
-    sums = average.ClassSums(n_kept, full.box, particles.n_images, settings.largest, particles.ctf is not None,
-                             settings.move)
-    found = Alignments(seeds.assign, poses, np.zeros(n_drawn))
+    sums = average.ClassSums(seeds.n_classes, full.box, particles.n_images, settings.largest,
+                             particles.ctf is not None, settings.move)
     for first in range(0, n_drawn, particles.block_size):
-        some = np.arange(first, min(first + particles.block_size, n_drawn))
-        some = some[seeds.assign[some] < n_kept]
+        some = slice(first, first + particles.block_size)
         numbers = drawn[some]
-        # the halves go by the order in which they were drawn, as in the seeds
-        sums.add(particles.read(numbers), poses[some], seeds.assign[some], some, particles.ctf_sq(numbers))
-    kept = seeds.assign < n_kept
-    found = Alignments(found.assign[kept], found.poses[kept], found.peak[kept])
-    none = np.zeros((n_kept, full.box, full.box), np.float32)
-    updates = update_classes(sums, found, none, particles, settings, None)
-    logger.info("seeds: %d classes of %s particles", n_kept, "/".join(str(update.count) for update in updates))
-    return np.stack([update.image for update in updates])
+        sums.add(particles.read(numbers), poses[some], seeds.assign[some], np.arange(n_drawn)[some],
+                 particles.ctf_sq(numbers))
+    # the largest has at least as many particles as an average needs, see checks
+    members = members_of(seeds.assign, seeds.n_classes)
+    made = [c for c in average_classes(sums, members, poses, settings) if c is not None]
+    logger.info("seeds: %d classes of %s particles", len(made), "/".join(str(c.count) for c in made))
+    return np.stack([c.image for c in made])
 
 
 def _small(images, factor):

@@ -259,13 +259,14 @@ def refine(particles, references, poses, settings, comm, state=None):
         everyone = Alignments(*(comm.gather(a) for a in (found.assign, found.poses, found.peak)))
         classes = comm.from_root(
             update_classes(sums, everyone, references, particles, settings, rng) if comm.is_root else None)
-        changed, before = comm.gather(found.assign != assign), assign
+        moved = found.assign != assign
+        changed = comm.gather(moved)
         assign, poses = found.assign, fold_in_centring(found.poses, found.assign, classes)
         references = np.stack([c.image for c in classes])
         criterion = average.criterion(references, settings.core)
         stopped = settings.maxit == 0 and (
             criterion < previous if settings.settled is None else
-            sum(comm.all_values(int((found.assign != before).sum()))) <= settings.settled * particles.n_images)
+            sum(comm.all_values(int(moved.sum()))) <= settings.settled * particles.n_images)
         yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
                         time.perf_counter() - began, rng.getstate(), stage, begun, stopped)
         previous = criterion

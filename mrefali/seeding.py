@@ -144,9 +144,9 @@ class Contrast:
     """What of the particles is signal, ring by ring of Fourier space, and averages filtered for it.
 
     The noise is that of the corners, beyond the soft edge, or else that of high frequencies; what the disc has beyond
-    it is signal. With S their ratio
-    an average of m particles is multiplied by S / ((1 + S) (S + 1/m)): by S / (S + 1/m) for its noise, and divided by
-    1 + S since all views have much in common where S is large, at low frequencies.
+    it is signal. With S their ratio an average of m particles is multiplied by S / ((1 + S) (S + 1/m)): by
+    S / (S + 1/m) for its noise, and divided by 1 + S since all views have much in common where S is large, at low
+    frequencies.
 
     Parameters
     ----------
@@ -164,10 +164,10 @@ class Contrast:
         # a column of the half spectrum stands for two, but the first and that of Nyquist
         self._times = np.where((np.arange(n // 2 + 1) == 0) | (2 * np.arange(n // 2 + 1) == n), 1.0, 2.0)
         outside = 1 - self.edge
-        background = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
-        power = self._ring_power(images * self.edge, images * self.edge) / (self.edge**2).sum()
-        background = (images - background) * outside
-        noise = self._ring_power(background, background) / (outside**2).sum()
+        level = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
+        corners, within = (images - level) * outside, images * self.edge
+        power = self._ring_power(within, within) / (self.edge**2).sum()
+        noise = self._ring_power(corners, corners) / (outside**2).sum()
         # where the corners are masked, or are of another kind, the noise is what is left at high frequencies
         highest = slice(3 * n // 8, None)
         if not 0.5 < noise[highest].mean() / power[highest].mean() < 2:
@@ -178,7 +178,7 @@ class Contrast:
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
-        own = self._ring_power(images * self.edge, images * self.edge * self.disc)
+        own = self._ring_power(within, within * self.disc)
         self._own = OWN_SHARE * own[self._ring] * self._times
         self._noise = (noise * self.disc.sum())[self._ring] * self._times
 
@@ -328,7 +328,7 @@ def _averages(images, assign, poses, before, contrast):
 
 
 def _align(images, averages, counts, contrast, search):
-    """The best class and continuous pose of every particle, and the ``References`` they are held against."""
+    """The best class and continuous pose of every particle."""
     references = contrast.references(averages, counts)
     found = align(images, geometry.identity_poses(len(images)), ring_spectra(references.images, search), search)
     return sharpen(images, found, splines(references.images), search)
