@@ -16,20 +16,20 @@ from mrefali import mref_ali2d
 #: (box, ou, xr = yr, references, particles)
 SHAPES = [(64, 27, 3, 3, 4000), (64, 27, 3, 10, 4000), (128, 55, 3, 50, 1000)]
 
-#: What an iteration does: the module and the function whose time that is.
+#: What an iteration does: the function whose time that is, and who calls it then.
 STAGES = {
-    "reading": ("particles", "stream"),  # as far as it is waited for
-    "normalising": ("average", "normalize_particles"),
-    "search": ("search", "align"),
-    "averaging": ("average", "add"),
-    "update": ("classes", "update_classes"),
-    "whole": ("refine", "refine"),
+    "reading": ("stream", "_search_and_sum"),  # as far as it is waited for
+    "normalising": ("normalize_particles", "_search_and_sum"),
+    "search": ("align", "__call__"),
+    "averaging": ("add", "_search_and_sum"),
+    "update": ("update_classes", "refine"),
+    "whole": ("refine", "go_on"),
 }
 #: What a run does beside its iterations.
 BESIDE = {
-    "checks before": ("checks", "prepare"),
-    "output": ("outdir", "write_iteration"),
-    "headers": ("hdf", "write_columns"),
+    "checks before": ("prepare", "_run_on_files"),
+    "output": ("write_iteration", "go_on"),
+    "headers": ("write_columns", "_write_headers"),
 }
 
 
@@ -40,8 +40,10 @@ def profile(folder, box, outer_radius, half_range, n_references, n_particles):
     mref_ali2d(*files, str(Path(folder, "warm")), **options)
     profiler = cProfile.Profile()
     profiler.runcall(mref_ali2d, *files, str(Path(folder, "out")), **options)
-    seconds = {(Path(file).stem, name): times[3] for (file, _, name), times in pstats.Stats(profiler).stats.items()}
-    return {part: seconds[function] for part, function in (STAGES | BESIDE).items()}
+    seconds = {(name, caller): times[3]
+               for (_, _, name), (*_, callers) in pstats.Stats(profiler).stats.items()
+               for (_, _, caller), times in callers.items()}
+    return {part: seconds[pair] for part, pair in (STAGES | BESIDE).items()}
 
 
 def main():
