@@ -9,7 +9,7 @@ Five steps, the last three repeated:
 4. *Dropping.* A class is dropped where the particles fit the others as well.
 5. *Splitting.* Each class is cut in two along the principal components of its members, which are then aligned to the
    two parts. The parts take its place where the particles surely tell them apart; in the end, as long as there are
-   fewer classes than asked for, where they probably do.
+   fewer classes than asked for, where they probably do, if none of the classes can be dropped then.
 
 Whether particles fit is cross-validated, or classes of one view, each with noise of its own, would seem to be two: each
 half of the particles makes averages; the class is chosen by those of one half, and what it is worth measured by those
@@ -132,7 +132,10 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
             break
     averages, counts = _split(images, best, n_classes - len(best.counts), contrast, search, [], sure=0.0)
     if averages is not None:
-        best = _settle(images, averages, counts, contrast, search)
+        fuller = _settle(images, averages, counts, contrast, search)
+        if fuller.rank > best.rank:  # so far one class was asked, and in doubt; now all are
+            best = fuller
+            report(f"filled up to {len(best.counts)} classes")
     order = np.argsort(-best.counts, kind="stable")
     order = order[best.counts[order] > 0]
     new = np.full(len(best.counts), -1, np.int32)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mrefali import seeding
 from mrefali.accuracy import adjusted_rand
 from mrefali.average import normalize_particles, transform
 from mrefali.errors import InputError
@@ -159,6 +160,23 @@ def test_views_are_found_and_no_more(seed):
     assert found.n_classes == 3
     assert adjusted_rand(counts) > 0.95
     assert (np.diff(np.bincount(found.assign)) <= 0).all()
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("offered", ["noise", "views"])
+def test_classes_are_filled_up_where_none_can_be_dropped_then(monkeypatch, offered):
+    images, made = particles(n=150)
+    moved = transform(images, made.poses)
+    averages = np.stack([moved[made.classes == k].mean(axis=0) for k in range(3)])
+    kinds = {"noise": np.random.default_rng(0).normal(size=averages.shape).astype(np.float32), "views": averages}
+
+    def split(images, state, most, contrast, search, whole, sure=None):
+        return (None, None) if sure is None else (kinds[offered], np.full(3, 50))
+
+    monkeypatch.setattr(seeding, "_split", split)
+    monkeypatch.setattr(seeding, "_needed", lambda scores, most: np.arange(2))  # a view is missing till the end
+    found = find_seeds(images, 3, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    assert found.n_classes == {"noise": 2, "views": 3}[offered]
 
 
 @pytest.mark.jit_only
