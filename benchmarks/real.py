@@ -61,7 +61,7 @@ def main(particles, averages, folder, K=20):
     print(f"{len(order)} classes of {'/'.join(map(str, counts))} particles in {seconds:.0f} s of a core\n"
           f"resolution at FRC 0.5: {'/'.join(run.in_words(r) for r in run.resolution_05_px[-1, order])}\n"
           f"correlation with the published one that is most like: {'/'.join(f'{r:.2f}' for r in alike)}")
-    captions = [*(f"{k}: {count}" for k, count in zip(order, counts, strict=True)), *(f"published {k}" for k in numbers)]
+    captions = [f"{k}: {count}" for k, count in zip(order, counts, strict=True)] + [f"published {k}" for k in numbers]
     plots.montage([*moved, *others[numbers]], captions, len(order)).savefig(folder / "beside.png", dpi=144)
 
 

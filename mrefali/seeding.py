@@ -60,7 +60,7 @@ SURE = 2.0
 COMPONENTS = 3
 
 #: Classes of a particle whose scores are refined, the best by the grid search; those of the others are estimated.
-REFINED_SCORES = 8
+REFINED_SCORES = 4
 
 #: Of the product of a particle with itself, what is taken out of its score against an average of which it is part. 0.62
 #: to 0.78 of it is there, as both are smoothed on the way: measured on simulated particles of 32 and 64 px. The rest is
@@ -167,10 +167,10 @@ class Contrast:
         # a column of the half spectrum stands for two, but the first and that of Nyquist
         self._times = np.where((np.arange(n // 2 + 1) == 0) | (2 * np.arange(n // 2 + 1) == n), 1.0, 2.0)
         outside = 1 - self.edge
-        level = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
-        corners, within = (images - level) * outside, images * self.edge
-        power = self._ring_power(within, within) / (self.edge**2).sum()
-        noise = self._ring_power(corners, corners) / (outside**2).sum()
+        power = self._ring_power(images, self.edge) / (self.edge**2).sum()
+        level = np.tensordot(images, outside, 2) / outside.sum()
+        corners = (image - its_level for image, its_level in zip(images, level, strict=True))
+        noise = self._ring_power(corners, outside) / (outside**2).sum()
         # where the corners are masked, or are of another kind, the noise is what is left at high frequencies
         highest = slice(3 * n // 8, None)
         if not 0.5 < noise[highest].mean() / power[highest].mean() < 2:
@@ -181,15 +181,19 @@ class Contrast:
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
-        own = self._ring_power(within, within * self.disc)
+        own = self._ring_power(images, self.edge, self.edge * self.disc)
         self._own = OWN_SHARE * own[self._ring] * self._times
         self._noise = (noise * self.disc.sum())[self._ring] * self._times
 
-    def _ring_power(self, images, others):
-        """Mean product of a Fourier coefficient of two images, in each ring."""
-        power = np.mean([(scipy.fft.rfft2(a).conj() * scipy.fft.rfft2(b)).real
-                         for a, b in zip(images, others, strict=True)], axis=0)
-        return np.bincount(self._ring.ravel(), power.ravel()) / np.bincount(self._ring.ravel())
+    def _ring_power(self, images, weight, other=None):
+        """Mean product of a Fourier coefficient of images weighted in two ways, or in one, in each ring."""
+        power, n_images = np.zeros(self._ring.shape), 0
+        for image in images:  # spectra of all together would be several copies of them
+            first = scipy.fft.rfft2(image * weight)
+            second = first if other is None else scipy.fft.rfft2(image * other)
+            power += (first.conj() * second).real
+            n_images += 1
+        return np.bincount(self._ring.ravel(), power.ravel()) / np.bincount(self._ring.ravel()) / n_images
 
     def filter(self, count):
         """Factors of the half spectrum of an average of so many particles."""
