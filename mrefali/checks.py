@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, ctf, geometry, memory, parallel, reference, sharpening
+from mrefali import average, classification, ctf, geometry, memory, parallel, reference, sharpening
 from mrefali.band import Band
 from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
@@ -83,6 +83,8 @@ class Plan:
         Memory that this rank will take.
     start : (n_particles,) geometry.POSE
         Where the search starts.
+    notes : sequence of str
+        What is to be in the log of what was done before there was one.
     """
 
     particles: Particles
@@ -93,6 +95,7 @@ class Plan:
     settings: Settings
     n_bytes: int
     start: np.ndarray
+    notes: tuple | list = ()
 
     @property
     def stack(self):
@@ -147,6 +150,8 @@ def prepare(stack, references, options, comm, poses=None):
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
         n_references = len(images) if images is not None else options.K or 1
         others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
+        if options.K is not None and comm.is_root:
+            others += classification.bytes_needed(stack.n_images, options.K, search)
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         particles = Particles(stack, mask != 0, of_stack, block_bytes)

@@ -3,22 +3,49 @@
 Knows no file; reads through whatever stack it is given. The root finds the seeds, the other ranks wait.
 """
 
-import logging
+import time
 
 import numpy as np
 
-from mrefali import average, geometry, signals
+from mrefali import average, geometry, seeding
 from mrefali.classes import average_classes, members_of
 from mrefali.fourier import shrink
-from mrefali.seeding import find_seeds, search_of
-
-logger = logging.getLogger(__name__)
+from mrefali.search import align_each, ring_spectra
+from mrefali.seeding import coarse_search, find_seeds, search_of
 
 #: Particles drawn for each class asked for, in which the seeds are found.
 PARTICLES_A_CLASS = 100
 
+#: Particles and references that are timed for an estimate, and how many times as long as to align all first references
+#: once it takes to find seeds: measured, 23 with 8 classes, 12 and 13 with 16 and 30.
+TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 16
 
-def find_references(particles, settings, n_classes, comm):
+
+def n_drawn(n_particles, n_classes):
+    """How many particles the seeds are found in."""
+    return min(n_particles, PARTICLES_A_CLASS * n_classes)
+
+
+def bytes_needed(n_particles, n_classes, search):
+    """Memory that :func:`find_references` takes at the root; ``search`` is that of the run."""
+    small, _ = _small_search(search)
+    return seeding.bytes_needed(n_drawn(n_particles, n_classes), n_classes, small.box)
+
+
+def estimate_seconds(particles, settings, n_classes):
+    """About how long :func:`find_references` takes, by how long some particles take with some as references, in s."""
+    search, factor = _small_search(settings.search)
+    images = _small_images(particles, np.arange(min(TIMED_PARTICLES, particles.n_images)), search, factor)
+    spectra, coarse = ring_spectra(images[:TIMED_REFERENCES], search), coarse_search(search)
+    for some in (images[:1], images):  # the first loads what is compiled
+        began = time.perf_counter()
+        align_each(some, geometry.identity_poses(len(some)), spectra, coarse)
+    seconds = time.perf_counter() - began
+    n_pairs = seeding.n_first_pairs(n_drawn(particles.n_images, n_classes), n_classes)
+    return TIMES_AS_LONG * seconds * n_pairs / (len(images) * len(spectra.constants))
+
+
+def find_references(particles, settings, n_classes, comm, report):
     """Averages of seeds, the largest class first.
 
     Parameters
@@ -29,6 +56,8 @@ def find_references(particles, settings, n_classes, comm):
         At most; fewer where no more are found, see :mod:`mrefali.seeding`.
     comm
         See :mod:`mrefali.parallel`.
+    report : callable
+        Is told in words at the root, every few seconds or minutes, how far things are; what it raises ends the search.
 
     Returns
     -------
@@ -37,45 +66,47 @@ def find_references(particles, settings, n_classes, comm):
     """
     with comm.agreeing():
         try:
-            references = _find(particles, settings, n_classes) if comm.is_root else None
+            references = _find(particles, settings, n_classes, report) if comm.is_root else None
         finally:
             comm.barrier()  # where the others wait without keeping a core busy
     return comm.from_root(references)
 
 
-def _find(particles, settings, n_classes):
+def _find(particles, settings, n_classes, report):
     rng = np.random.default_rng(settings.rand_seed)
-    n_drawn = min(particles.n_images, PARTICLES_A_CLASS * n_classes)
-    drawn = np.sort(rng.choice(particles.n_images, n_drawn, replace=False))
+    n = n_drawn(particles.n_images, n_classes)
+    drawn = np.sort(rng.choice(particles.n_images, n, replace=False))
     full = settings.search
-    search, factor = search_of(full.box, full.outer_radius, max(full.xr, full.yr), full.mirror)
-    blocks = [drawn[first:first + particles.block_size] for first in range(0, n_drawn, particles.block_size)]
-    images = np.concatenate([_small(particles.read(numbers), factor) for numbers in blocks])
-    average.normalize_particles(images, geometry.disc(search.box, search.outer_radius))
-    logger.info("seeds: in %d particles of %d x %d px, %d classes at most", n_drawn, search.box, search.box, n_classes)
-    seeds = find_seeds(images, n_classes, search, rng, _report)
+    search, factor = _small_search(full)
+    images = _small_images(particles, drawn, search, factor)
+    report(f"in {n} particles of {search.box} x {search.box} px, {n_classes} classes at most")
+    seeds = find_seeds(images, n_classes, search, rng, report)
 
     poses = seeds.poses.copy()
     for name in ("sx", "sy"):
         poses[name] *= factor
     sums = average.ClassSums(seeds.n_classes, full.box, particles.n_images, settings.largest,
                              particles.ctf is not None, settings.move)
-    for first in range(0, n_drawn, particles.block_size):
+    for first in range(0, n, particles.block_size):
         some = slice(first, first + particles.block_size)
         numbers = drawn[some]
-        sums.add(particles.read(numbers), poses[some], seeds.assign[some], np.arange(n_drawn)[some],
+        sums.add(particles.read(numbers), poses[some], seeds.assign[some], np.arange(n)[some],
                  particles.ctf_sq(numbers))
     # the largest has at least as many particles as an average needs, see checks
     members = members_of(seeds.assign, seeds.n_classes)
     made = [c for c in average_classes(sums, members, poses, settings) if c is not None]
-    logger.info("seeds: %d classes of %s particles", len(made), "/".join(str(c.count) for c in made))
+    report(f"{len(made)} classes of {'/'.join(str(c.count) for c in made)} particles")
     return np.stack([c.image for c in made])
 
 
-def _small(images, factor):
-    return images if factor == 1 else shrink(images, factor)
+def _small_search(search):
+    return search_of(search.box, search.outer_radius, max(search.xr, search.yr), search.mirror)
 
 
-def _report(text):
-    signals.check()
-    logger.info("seeds: %s", text)
+def _small_images(particles, numbers, search, factor):
+    """Normalised particles as :func:`mrefali.seeding.find_seeds` takes them, (n, search.box, search.box) float32."""
+    blocks = (numbers[first:first + particles.block_size] for first in range(0, len(numbers), particles.block_size))
+    images = np.concatenate([particles.read(block) if factor == 1 else shrink(particles.read(block), factor)
+                             for block in blocks])
+    average.normalize_particles(images, geometry.disc(search.box, search.outer_radius))
+    return images

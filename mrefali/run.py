@@ -15,11 +15,10 @@ import numba
 import numpy as np
 
 import mrefali
-from mrefali import average, checkpoint, geometry, parallel, signals
+from mrefali import average, checkpoint, classification, geometry, parallel, signals
 from mrefali.aligner import Aligner
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
 from mrefali.checks import Options, check_new_file, check_places, check_saving, prepare, use_threads
-from mrefali.classification import find_references
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.findings import class_health
 from mrefali.io import ArrayStack, check_room, hold, open_stack, write_stack
@@ -288,7 +287,7 @@ def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, sn
             mask=maskfile, ir=1, ou=ou, rs=1, xr=xr, yr=xr, ts=1.0, center=center, maxit=1, CTF=CTF, snr=snr,
             function="ref_ali2d", rand_seed=rand_seed, vanished="keep", center_limit=None, quiet=quiet, mirror=mirror,
             max_memory=max_memory, reference_free=True, K=K), comm)
-        references = find_references(plan.particles, plan.settings, K, comm)
+        references = classification.find_references(plan.particles, plan.settings, K, comm, _report_seeds)
         write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
     logger.info("%d references in %s", len(references), refs)
 
@@ -309,10 +308,14 @@ def _run_on_files(options, call):
         references = None if options.reference_free else open_on_all_ranks(call["refim"], comm)
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
+        with comm.agreeing():
+            found = checkpoint.load(os.fspath(outdir)) if call["resume"] and comm.is_root else None
+            if comm.is_root:
+                _check_output(plan, options, call, found)
         if options.K is not None:
             search = plan.settings.search
             call |= {"ou": search.outer_radius, "xr": search.xr, "yr": search.yr}
-            plan = _with_seeds(plan, options.K, call, comm)
+            plan = _with_seeds(plan, options.K, found, call, comm)
         elif options.reference_free:
             plan = _with_first_average(plan, comm)
         signals.check()
@@ -321,10 +324,13 @@ def _run_on_files(options, call):
                 _report_range(plan)
                 _report_obstacle(particles, outdir)
                 _report_memory(plan)
+                if options.K is not None:
+                    seconds = classification.estimate_seconds(plan.particles, plan.settings, options.K)
+                    logger.info("estimate: %s, more or less by half, to find the references", _duration(seconds))
                 _report_time(plan, comm)
             return
         with comm.agreeing():
-            run = held.enter_context(_Run(plan, options, call, comm)) if comm.is_root else None
+            run = held.enter_context(_Run(plan, options, call, comm, found)) if comm.is_root else None
         state = comm.from_root(run.state if comm.is_root else None)
         if comm.is_root:
             run.go_on()
@@ -333,6 +339,19 @@ def _run_on_files(options, call):
             with files_may_fail(lambda: f"{stack} is as it was"), stopping_with(lambda: standing):
                 for _ in refine(plan.particles, plan.references, plan.poses, plan.settings, comm, state):
                     pass
+
+
+def _check_output(plan, options, call, found):
+    """That there is room for what is written, and a place; ``found`` is the checkpoint of a run that goes on."""
+    obstacle, save_every = plan.stack.write_back_obstacle(), call["save_every"]
+    if obstacle is not None and save_every:
+        raise InputError(f"save_every={save_every} is not possible: {obstacle}; leave it out")
+    path = os.fspath(call["outdir"])
+    iterations = plan.settings.most_iterations - (0 if found is None else found.state.number + 1)
+    n_references = len(plan.references) if plan.references is not None else options.K or 1
+    check_room(os.path.dirname(os.path.abspath(path)), bytes_needed(
+        plan.stack.n_images, n_references, plan.stack.box, iterations),
+        f"{path} gets the results of {iterations} iterations", "give a place where there is more")
 
 
 def _with_first_average(plan, comm):
@@ -346,21 +365,30 @@ def _with_first_average(plan, comm):
     return replace(plan, references=references, start=start)
 
 
-def _with_seeds(plan, n_classes, call, comm):
+def _with_seeds(plan, n_classes, found, call, comm):
     """The plan with references found in the particles, which begin where their images are centred.
 
-    A run that goes on has references already. Where all is only to be checked the first particles are the references,
-    which take as long to search.
+    A run that goes on has references already, in its checkpoint ``found``. Where all is only to be checked the first
+    particles are the references, which take as long to search.
     """
+    notes = []
+
+    def report(text):
+        _report_seeds(text)
+        notes.append(f"seeds: {text}")
+
     if call["resume"]:
-        with comm.agreeing():
-            found = checkpoint.load(os.fspath(call["outdir"])).state.references if comm.is_root else None
-        references = comm.from_root(found)
+        references = comm.from_root(found.state.references if comm.is_root else None)
     elif call["check"]:
         references = plan.particles.read(slice(0, n_classes))
     else:
-        references = find_references(plan.particles, plan.settings, n_classes, comm)
-    return replace(plan, references=references, start=geometry.identity_poses(plan.stack.n_images))
+        references = classification.find_references(plan.particles, plan.settings, n_classes, comm, report)
+    return replace(plan, references=references, start=geometry.identity_poses(plan.stack.n_images), notes=notes)
+
+
+def _report_seeds(text):
+    signals.check()
+    logger.info("seeds: %s", text)
 
 
 def open_on_all_ranks(path, comm):
@@ -450,7 +478,7 @@ class _Run:
         After the last finished iteration.
     """
 
-    def __init__(self, plan, options, call, comm):
+    def __init__(self, plan, options, call, comm, found):
         self._plan, self._call, self._comm = plan, call, comm
         self._stack, self._settings = plan.stack, plan.settings
         self._path, self._save_every = os.fspath(call["outdir"]), call["save_every"]
@@ -460,19 +488,12 @@ class _Run:
         self._obstacle = self._stack.write_back_obstacle()
         self._saved = None  # iteration whose poses are in the headers
         self._reporter = Reporter(self._path, self._stack, call["live"])
-        if self._obstacle is not None and self._save_every:
-            raise InputError(f"save_every={self._save_every} is not possible: {self._obstacle}; leave it out")
-        iterations = self._settings.most_iterations
-        if call["resume"]:
-            found = checkpoint.load(self._path)
-            checkpoint.check_same(self._path, found, self._facts, self._headers)
-            self.state, self._found = found.state, found
+        self._found = found  # checkpoint of a run that goes on
+        if found is None:
+            self.state = first_state(plan.references, plan.start, self._settings, plan.classes)
         else:
-            self.state, self._found = first_state(plan.references, plan.start, self._settings, plan.classes), None
-        check_room(os.path.dirname(os.path.abspath(self._path)), bytes_needed(
-            self._stack.n_images, len(plan.references), self._stack.box, iterations - self.state.number - 1),
-            f"{self._path} gets the results of {iterations - self.state.number - 1} iterations",
-            "give a place where there is more")
+            checkpoint.check_same(self._path, found, self._facts, self._headers)
+            self.state = found.state
 
     def __enter__(self):
         log_bytes = None if self._found is None else self._found.log_bytes
@@ -490,6 +511,8 @@ class _Run:
         self._output.begin(parameters, self._plan.assign, self._plan.poses)
         for name, value in parameters.items():
             details.debug("%s: %s", name, value)
+        for note in self._plan.notes:
+            details.info(note)
         if self._found is not None:
             self._report_resumption()
         _report_range(self._plan)

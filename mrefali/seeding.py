@@ -68,6 +68,9 @@ REFINED_SCORES = 4
 #: fell apart: with eight views of sizes as 20 to 1, at SNR 0.1, 75 to 77 % of the particles were right; with 1.2, 93 %.
 OWN_SHARE = 1.2
 
+#: Memory of a pair of a particle and a first reference, in bytes: score and pose, and what they are made of. Measured.
+PAIR_BYTES = 230
+
 #: Width in px of the soft edge within which images are compared.
 EDGE = 3.0
 
@@ -87,6 +90,16 @@ class Seeds:
     assign: np.ndarray
     poses: np.ndarray
     n_classes: int
+
+
+def n_first_pairs(n_particles, n_classes):
+    """How many pairs of a particle and a first reference there are."""
+    return n_particles * min(FIRST_REFERENCES * n_classes, n_particles)
+
+
+def bytes_needed(n_particles, n_classes, box):
+    """Memory that :func:`find_seeds` takes, its images of ``box`` px included."""
+    return 2 * 4 * n_particles * box**2 + PAIR_BYTES * n_first_pairs(n_particles, n_classes)
 
 
 def search_of(box, outer_radius, half_range, mirror=True):
@@ -287,9 +300,14 @@ class State:
 # --- steps 1 and 2
 
 
+def coarse_search(search):
+    """The ``Search`` for neighbours."""
+    return replace(search, shift_step=min(NEIGHBOUR_STEP, max(1.0, search.xr)))
+
+
 def _first_averages(images, n_classes, contrast, search, rng):
     """Averages of neighbours, and how many are in each."""
-    coarse = replace(search, shift_step=min(NEIGHBOUR_STEP, max(1.0, search.xr)))
+    coarse = coarse_search(search)
     drawn = np.sort(rng.choice(len(images), min(FIRST_REFERENCES * n_classes, len(images)), replace=False))
     averages, counts = images[drawn], np.ones(len(drawn), np.int64)
     for n_neighbours in NEIGHBOURS:

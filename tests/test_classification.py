@@ -1,6 +1,7 @@
 """``classify`` and ``seed``: raw particles in, classes out, however they are run; and references of one contrast."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from test_mpi import launch_python, same_files
 import mrefali
 from mrefali import cli
 from mrefali.accuracy import compare
+from mrefali.classification import bytes_needed
 from mrefali.errors import InputError
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
-from mrefali.seeding import Seeds
+from mrefali.seeding import PAIR_BYTES, Seeds, search_of
 from mrefali.simulation import read_truth, simulate
 
 BOX = 32
@@ -44,6 +46,7 @@ def test_raw_particles_become_classes(tmp_path, capsys):
     assert "no more than 1% of the particles changed class" in capsys.readouterr().out
     assert run.parameters["xr"] == 2.0  # a twentieth of the box
     assert run.parameters["outer_radius"] == 13
+    assert any(re.fullmatch("seeds: round 1: [0-9]+ classes", text) for *_, text in run.log)
 
 
 @pytest.mark.jit_only
@@ -83,7 +86,7 @@ def test_resuming_gives_the_bits_of_a_run_that_went_on(tmp_path, monkeypatch):
         stack, out = write(tmp_path / name), str(tmp_path / name / "out")
         for i, maxit in enumerate(steps):
             if i > 0:  # the references are those of the run
-                monkeypatch.setattr("mrefali.run.find_references", None)
+                monkeypatch.setattr("mrefali.classification.find_references", None)
             mrefali.classify(stack, out, K=2, maxit=maxit, quiet=True, resume=i > 0)
         averages = open_stack(out + "/multi_ref.hdf")
         made.append(averages.read(0, averages.n_images))
@@ -125,11 +128,30 @@ def test_seed_writes_over_nothing(tmp_path):
 
 
 def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mrefali.run.find_references", None)
+    monkeypatch.setattr("mrefali.classification.find_references", None)
     stack = write(tmp_path, n=20)
     assert cli.main(["classify", stack, str(tmp_path / "out"), "--K=2", "--check"]) == 0
-    assert "an iteration" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search("estimate: .* s, more or less by half, to find the references\n.*estimate: .* an iteration", said)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_of_seeding_is_in_the_estimate(tmp_path):
+    stack = open_stack(write(tmp_path, n=24))
+    search = search_of(BOX, 12, 1.0)[0]
+    # 24 particles, all of which are first references, and twice their pixels
+    assert bytes_needed(24, 6, search) == 2 * 4 * 24 * BOX**2 + 24 * 24 * PAIR_BYTES
+    # of many particles a hundred a class are drawn, and eight of those begin as references
+    assert bytes_needed(10**6, 6, search) == 2 * 4 * 600 * BOX**2 + 600 * 48 * PAIR_BYTES
+    with pytest.raises(InputError, match="^max_memory=1MB is not enough"):
+        mrefali.classify(stack.path, str(tmp_path / "out"), K=2, max_memory="1MB")
+
+
+def test_no_seeds_are_looked_for_where_the_results_have_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("mrefali.classification.find_references", None)
+    monkeypatch.setattr("mrefali.run.bytes_needed", lambda *numbers: 1 << 60)
+    with pytest.raises(InputError, match="out gets the results of 10 iterations, which takes"):
+        mrefali.classify(write(tmp_path, n=20), str(tmp_path / "out"), K=2, quiet=True)
 
 
 def test_references_of_one_contrast_share_the_particles(tmp_path):
