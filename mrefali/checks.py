@@ -13,7 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, classification, ctf, geometry, memory, parallel, reference, sharpening
+from mrefali import average, classification, ctf, fourier, geometry, memory, parallel, reference, sharpening
 from mrefali.band import Band
 from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
@@ -153,6 +153,7 @@ def prepare(stack, references, options, comm, poses=None):
         if options.K is not None and comm.is_root:
             others += classification.bytes_needed(stack.n_images, options.K, search)
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
+        others += (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():

@@ -920,6 +920,79 @@ def add_to_classes(moved, assign, half, unit, sums):
                 target[column] += np.int64(np.rint(source[column] / unit))
 
 
+# --- band-limited images, read from a finer grid
+
+
+#: Samples each way that a value between them is made of, and steps of the table of their weights.
+TAPS, TABLE_STEPS = 8, 1024
+
+
+@lane_njit
+def fine_row(fine, width, x, y, dx, dy, count, weights, value):
+    """Values of a periodic function at ``count`` places in a line.
+
+    Parameters
+    ----------
+    fine : (width * width,) float32
+        Samples, row after row: one period, and the first ``TAPS`` of it once more.
+    x, y : float64
+        The first place, in columns and rows; it takes the ``TAPS`` x ``TAPS`` samples from there on, whole numbers
+        rounded down. Periods more or less make no difference.
+    dx, dy : float64
+        From one place to the next.
+    weights : ((TABLE_STEPS + 1) * TAPS,) float32
+        Of the samples each way, for each step of the place from one sample to the next; linear between steps.
+    value : (at least count,) float32
+        Filled in.
+    """
+    period, steps = np.float64(width - TAPS), np.float64(TABLE_STEPS)
+    w = weights
+    for i in range(np.uint64(count)):
+        at_x, at_y = x + np.float64(i) * dx, y + np.float64(i) * dy
+        at_x -= period * np.floor(at_x / period)  # up to the period itself, where that is rounded up to
+        at_y -= period * np.floor(at_y / period)
+        column, row = np.int64(at_x), np.int64(at_y)
+        step_x, step_y = steps * (at_x - column), steps * (at_y - row)
+        whole_x, whole_y = np.int64(step_x), np.int64(step_y)
+        u, v = np.float32(step_x - whole_x), np.float32(step_y - whole_y)
+        a, b = np.uint64(TAPS * whole_x), np.uint64(TAPS * whole_y)
+        x0, x1 = w[a] + u * (w[a + 8] - w[a]), w[a + 1] + u * (w[a + 9] - w[a + 1])
+        x2, x3 = w[a + 2] + u * (w[a + 10] - w[a + 2]), w[a + 3] + u * (w[a + 11] - w[a + 3])
+        x4, x5 = w[a + 4] + u * (w[a + 12] - w[a + 4]), w[a + 5] + u * (w[a + 13] - w[a + 5])
+        x6, x7 = w[a + 6] + u * (w[a + 14] - w[a + 6]), w[a + 7] + u * (w[a + 15] - w[a + 7])
+        k = np.uint64(row * width + column)
+        total = np.float32(0)
+        for _ in range(np.uint64(TAPS)):
+            total += (w[b] + v * (w[b + 8] - w[b])) * (
+                x0 * fine[k] + x1 * fine[k + 1] + x2 * fine[k + 2] + x3 * fine[k + 3]
+                + x4 * fine[k + 4] + x5 * fine[k + 5] + x6 * fine[k + 6] + x7 * fine[k + 7])
+            b += np.uint64(1)
+            k += np.uint64(width)
+        value[i] = total
+
+
+@njit(parallel=True, cache=True)
+def read_turned(fine, first, step, weights, moved):
+    """Images whose pixels are read at the places of a turned grid, see :func:`fine_row`.
+
+    Parameters
+    ----------
+    fine : (n_images, m, m) float32
+    first : (n_images, 2) float64
+        Place of pixel (0, 0), x and y.
+    step : (n_images, 2) float64
+        From a pixel to the next of its row; to the next of its column it is as far at a right angle.
+    weights : (TABLE_STEPS + 1, TAPS) float32
+    moved : (n_images, n, n) float32
+        Filled in.
+    """
+    n, width, table = moved.shape[1], fine.shape[1], weights.ravel()
+    for line in prange(moved.shape[0] * n):  # not over images: of large ones there is one at a time
+        i, row = line // n, line % n
+        fine_row(fine[i].ravel(), width, first[i, 0] - row * step[i, 1], first[i, 1] + row * step[i, 0],
+                 step[i, 0], step[i, 1], n, table, moved[i, row])
+
+
 # --- continuous refinement: Gauss and Newton on the correlation, the reference being a cubic spline
 
 

@@ -1,11 +1,11 @@
-"""Everything compiled before it is needed, and once. Imports search, sharpening and average; runs no file's pixels."""
+"""Everything compiled before it is needed, and once. Imports the method's modules; runs no file's pixels."""
 
 import logging
 import threading
 
 import numpy as np
 
-from mrefali import average, geometry
+from mrefali import average, fourier, geometry
 from mrefali.search import Search, align, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
@@ -48,3 +48,4 @@ def _run_all():
     found = align(images, geometry.identity_poses(2), ring_spectra(references, search), search)
     found = sharpen(images, found, splines(references), search)
     average.ClassSums(2, 16, 2, 100.0).add(images, found.poses, found.assign, np.arange(2))
+    fourier.transform(images, geometry.make_poses([30.0, 60.0]))

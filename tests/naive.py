@@ -283,6 +283,28 @@ def fourier_shift(image, dx, dy):
     return np.fft.irfft2(np.fft.rfft2(image) * phase, s=(n, n))
 
 
+def fourier_transform(image, pose):
+    """The trigonometric polynomial through the pixels, summed up at the place that each pixel of the result shows."""
+    n = image.shape[0]
+    c = n // 2
+    k = np.fft.fftfreq(n, 1 / n)
+    coefficients = np.fft.fft2(image) / n**2
+    a = np.deg2rad(pose["alpha"])
+    moved = np.empty((n, n))
+    for row in range(n):
+        for column in range(n):
+            qx = (-1 if pose["mirror"] else 1) * (column - c) - pose["sx"]
+            if column == 0 and n % 2 == 0:
+                qx = -c - pose["sx"]  # the flip leaves this column where it is
+            qy = row - c - pose["sy"]
+            x, y = np.cos(a) * qx - np.sin(a) * qy + c, np.sin(a) * qx + np.cos(a) * qy + c
+            wave_x, wave_y = np.exp(2j * np.pi * k * x / n), np.exp(2j * np.pi * k * y / n)
+            if n % 2 == 0:  # the last frequency, half at n / 2 and half at -n / 2
+                wave_x[c], wave_y[c] = np.cos(np.pi * x), np.cos(np.pi * y)
+            moved[row, column] = (wave_y @ coefficients @ wave_x).real
+    return moved
+
+
 # --- the whole run
 
 

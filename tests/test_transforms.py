@@ -1,4 +1,4 @@
-"""Poses applied to the pixels: the convention, how exact the interpolations are, and what the new stack holds."""
+"""Poses applied to the pixels of a file: what the new stack holds, and what is refused."""
 
 from pathlib import Path
 
@@ -6,77 +6,13 @@ import h5py
 import numpy as np
 import pytest
 import small
-from conftest import JIT
 from test_io_hdf import contents
 
 import mrefali
 from mrefali import average, cli, fourier, transforms
 from mrefali.errors import InputError
-from mrefali.geometry import identity_poses, make_poses
 from mrefali.io import open_stack, write_images, write_stack
-from mrefali.reference import fourier_shift
-from mrefali.simulation import Views, render
 
-# at the highest frequency the narrowest blob has 3e-6 of its spectrum left, and all lie 6 sigmas within the border
-BLOBS = Views(40, np.array([[(-3.0, 1.0), (2.5, 3.5), (4.0, -2.0)]]), np.array([1.7, 1.6, 1.8]),
-              np.array([1, 0.8, 0.6]))
-
-
-def random_poses(n, seed=5):
-    rng = np.random.default_rng(seed)
-    return make_poses(rng.uniform(0, 360, n), *rng.uniform(-2, 2, (2, n)), np.arange(n) % 2)
-
-
-# ---- arrays -----------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("box", [40, 41])
-def test_fourier_carries_blobs_onto_their_view(box):
-    views = Views(box, BLOBS.centres, BLOBS.sigmas, BLOBS.heights)
-    poses = random_poses(6)
-    kind = np.zeros(6, int)
-    moved = fourier.transform(render(views, kind, poses), poses)
-    expected = render(views, kind, identity_poses(6))
-    assert np.abs(moved - expected).max() < 1e-5
-
-
-def test_fourier_errs_much_less_than_quadratic():
-    poses, kind = random_poses(4 if JIT else 1), np.zeros(4 if JIT else 1, int)
-    images, expected = render(BLOBS, kind, poses), render(BLOBS, kind, identity_poses(len(kind)))
-    quadratic, exact = (np.abs(transform(images, poses) - expected).max()
-                        for transform in (average.transform, fourier.transform))
-    assert quadratic < 0.05  # the two agree on where to
-    assert exact < quadratic / 1000
-
-
-@pytest.mark.parametrize("box", [16, 17])
-def test_a_shift_alone_is_a_fourier_shift(box):
-    images = np.random.default_rng(1).standard_normal((2, box, box)).astype(np.float32)
-    moved = fourier.transform(images, make_poses([0, 0], [1.5, 3], [-0.25, -2]))
-    np.testing.assert_allclose(moved[0], fourier_shift(images[0], (1.5, -0.25)), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(moved[1], np.roll(images[1], (-2, 3), (0, 1)), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("box", [16, 17])
-def test_quarter_turns_and_flips_only_move_pixels(box):
-    images = np.random.default_rng(2).standard_normal((3, box, box)).astype(np.float32)
-    moved = fourier.transform(images, make_poses([0, 90, 180], 0, 0, [1, 0, 0]))
-    c, i = box // 2, np.arange(box)
-    flipped = (2 * c - i) % box
-    np.testing.assert_array_equal(moved[0], images[0][:, flipped])
-    # alpha=90 carries +y to +x: out(x, y) = in(-y, x)
-    np.testing.assert_allclose(moved[1], images[1].T[flipped], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(moved[2], images[2][flipped][:, flipped], rtol=0, atol=1e-5)
-
-
-def test_a_turn_there_and_back_loses_nothing():
-    image = render(BLOBS, np.zeros(1, int), identity_poses(1))
-    turned = image
-    for alpha in (37, 113, 210):
-        turned = fourier.transform(turned, make_poses([alpha]))
-    assert np.abs(turned - image).max() < 1e-5
-
-
-# ---- files ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
 def stack(tmp_path, monkeypatch):

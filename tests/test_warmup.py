@@ -6,6 +6,7 @@ import small
 import mrefali
 from mrefali import warmup
 from mrefali.compiled import kernels
+from mrefali.fourier import INTERPOLATIONS
 from mrefali.parallel import SERIAL
 
 
@@ -13,10 +14,13 @@ from mrefali.parallel import SERIAL
 def test_a_run_calls_nothing_that_the_warm_up_has_not(tmp_path):
     """Were a type another, all ranks would compile it at the same time."""
     warmup.compile_kernels(SERIAL)
-    called = ("search", "describe", "subtract_and_divide", "transform", "add_to_classes", "sharpen")
+    called = ("search", "describe", "subtract_and_divide", "transform", "read_turned", "add_to_classes", "sharpen")
     before = {name: len(getattr(kernels, name).signatures) for name in called}
     assert min(before.values()) >= 1
-    mrefali.mref_ali2d(*small.write(tmp_path), str(tmp_path / "out"), maxit=2, subpixel=True, **small.OPTIONS)
+    files = small.write(tmp_path)
+    for interpolation in INTERPOLATIONS:
+        mrefali.mref_ali2d(*files, str(tmp_path / interpolation), maxit=2, subpixel=True, interpolation=interpolation,
+                           **small.OPTIONS)
     assert {name: len(getattr(kernels, name).signatures) for name in called} == before
     # search_each is called by the root alone, where classify finds its references
     assert {*called, "search_each"} == {name for name, value in vars(kernels).items()
