@@ -138,7 +138,7 @@ def prepare(stack, references, options, comm, poses=None):
                           for stage in _stages(options.xr, options.yr, options.ts))
         function = reference.find_function(options.function)
         mask = _read_mask(options.mask, stack, search.outer_radius)
-        if options.K is not None and not _all_have_poses(stack):
+        if options.K is not None and not stack.all_have_poses():  # which are for the record only
             poses = geometry.identity_poses(stack.n_images)
         poses, assign = _read_poses(stack, poses), read_classes(stack)
         classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
@@ -246,10 +246,6 @@ def _classes_to_refine(stack, references, poses, assign):
                          f"{references.n_images} references, 0 to {references.n_images - 1}: give those that the stack "
                          "was aligned to")
     return assign
-
-
-def _all_have_poses(stack):
-    return stack.read_only or all(matrix is not None for matrix in stack.values("xform.align2d"))
 
 
 def _read_poses(stack, poses):

@@ -3,6 +3,7 @@
 import os
 import re
 
+import h5py
 import numpy as np
 import pytest
 from test_mpi import launch_python, same_files
@@ -52,7 +53,7 @@ def test_raw_particles_become_classes(tmp_path, capsys):
 @pytest.mark.jit_only
 def test_a_stack_without_poses_and_one_with_any_poses_give_the_same(tmp_path):
     averages = []
-    for name in ("raw", "posed"):
+    for name in ("raw", "posed", "spoiled"):
         (tmp_path / name).mkdir()
         stack = write(tmp_path / name)
         if name == "raw":
@@ -61,9 +62,16 @@ def test_a_stack_without_poses_and_one_with_any_poses_give_the_same(tmp_path):
             write_stack(stack, images, pixel_size_A=2.0)
         else:
             mrefali.header(stack, params="xform.align2d", randomize=True)
+        if name == "spoiled":
+            with h5py.File(stack, "r+") as file:
+                attributes = file["MDF/images/7"].attrs
+                matrix = attributes["EMAN.xform.align2d"]
+                matrix[matrix.dtype.names[0]] = np.nan
+                attributes.modify("EMAN.xform.align2d", matrix)
         mrefali.classify(stack, str(tmp_path / name / "out"), K=2, maxit=1, quiet=True)
         averages.append(open_stack(tmp_path / name / "out" / "multi_ref.hdf").read(0, 2))
-    np.testing.assert_array_equal(*averages)
+    np.testing.assert_array_equal(averages[0], averages[1])
+    np.testing.assert_array_equal(averages[0], averages[2])
 
 
 @pytest.mark.jit_only

@@ -33,6 +33,17 @@ def test_a_pose_is_an_angle_in_radians_and_a_shift_in_pixels_of_its_own(tmp_path
     assert poses[2].item() == pytest.approx((270, 0, 0, 0), abs=1e-5)
 
 
+def test_a_pose_that_is_no_number_is_refused_where_poses_are_asked_for(tmp_path):
+    path, records = formats.write_cs(tmp_path), cs_records()
+    assert open_stack(path).all_have_poses()
+    records["alignments2D/shift"][1, 0] = np.nan
+    stack = open_stack(formats.save_cs(path, records))
+    assert not stack.all_have_poses()
+    with pytest.raises(InputError, match=f"^{path}: image 1 has a pose with NaN or infinity: make the file anew, or "
+                                         "give it to mrefali classify, which asks for no poses$"):
+        stack.poses()
+
+
 def test_classes_count_from_0(tmp_path):
     assert open_stack(formats.write_cs(tmp_path)).column("assign") == [0, 3, 1]
 

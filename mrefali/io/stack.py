@@ -91,13 +91,17 @@ class FileStack:
         for i, matrix in enumerate(matrices, first):
             if matrix is None:
                 raise InputError(f"image {self.keys[i]} of {self.path} has no xform.align2d: set it with {reset}")
-            if np.shape(matrix) != (3, 4) or not np.isfinite(matrix).all():
+            if not _is_transform(matrix):
                 raise InputError(f"xform.align2d of image {self.keys[i]} of {self.path} is no transform of finite "
                                  f"numbers: reset it with {reset}")
 
     def has_poses(self):
         """Whether any image has a pose."""
         return any(matrix is not None for matrix in self.values("xform.align2d"))
+
+    def all_have_poses(self):
+        """Whether every image has a pose, and one of finite numbers."""
+        return all(map(_is_transform, self.values("xform.align2d")))
 
     def ctf(self):
         """The CTFs of all images, from the headers ``ctf`` and ``ctf_applied``.
@@ -141,6 +145,10 @@ class FileStack:
         return applied
 
 
+def _is_transform(matrix):
+    return np.shape(matrix) == (3, 4) and np.isfinite(matrix).all()
+
+
 class ReadOnlyStack(FileStack):
     """The images of a file that is never written to; a format sets the attributes and adds ``_read``.
 
@@ -165,8 +173,21 @@ class ReadOnlyStack(FileStack):
         return self._poses is not None
 
     def poses(self):
-        """``(n_images,) POSE``; the identity where the file has none."""
-        return identity_poses(self.n_images) if self._poses is None else self._poses
+        """``(n_images,) POSE``; the identity where the file has none. InputError if a number is not finite."""
+        if self._poses is None:
+            return identity_poses(self.n_images)
+        spoiled = np.flatnonzero(~self._have_finite_poses())
+        if spoiled.size:
+            raise InputError(f"{self.path}: image {spoiled[0]} has a pose with NaN or infinity: make the file anew, or "
+                             "give it to mrefali classify, which asks for no poses")
+        return self._poses
+
+    def all_have_poses(self):
+        """Whether every image has a pose, and one of finite numbers."""
+        return self._poses is not None and bool(self._have_finite_poses().all())
+
+    def _have_finite_poses(self):
+        return np.isfinite([self._poses[name] for name in ("alpha", "sx", "sy")]).all(axis=0)
 
     def ctf(self):
         """As :meth:`FileStack.ctf`; nothing is multiplied by its CTF in the files of these formats."""
