@@ -650,7 +650,7 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
          ir: int = 1, ou: int = -1, rs: int = 1, xr: float = 0.0, yr: float = 0.0, ts: float = 1.0,
          center: int = 1, maxit: int = 1, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
          rand_seed: int = 1000, MPI: bool = False, mirror: bool = True, subpixel: bool = False,
-         threads: int = 0, quiet: bool = False):
+         threads: int = 0, quiet: bool = False, check: bool = False):
     """Align noise with the spectrum of the particles to the same references.
 
     What correlation and FRC such noise reaches is bias alone; what the particles reach stands beside it, in
@@ -700,6 +700,8 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
         threads; 0 takes every core this process may use
     quiet : bool
         print warnings only
+    check : bool
+        validate, print estimates and search ranges in effect, stop
 
     Examples
     --------
@@ -709,7 +711,7 @@ def null(stack: str, refs: str, outdir: str, mask: str = None, *,
 
     rows = null(stack, refs, outdir, mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit,
                 CTF=CTF, snr=snr, function=function, rand_seed=rand_seed, MPI=MPI, mirror=mirror, subpixel=subpixel,
-                threads=threads, quiet=quiet)
+                threads=threads, quiet=quiet, check=check)
     if rows and not quiet:
         _print_null([row for row in rows if row["iteration"] == rows[-1]["iteration"]])
 

@@ -1,6 +1,6 @@
 """The noise control (the command ``null``): what a run finds in noise that has the spectrum of its particles.
 
-May import everything below the commands' work. STACK is only read.
+Files in, files out; says what a run will take as :mod:`mrefali.run` does. STACK is only read.
 """
 
 import csv
@@ -18,6 +18,7 @@ from mrefali.io import open_stack
 from mrefali.outdir import OutputDirectory, resolution_px
 from mrefali.reference import fourier_shift
 from mrefali.refine import refine
+from mrefali.run import report_memory, report_range, report_time
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,11 @@ class NoiseStack:
 
     def read_at(self, indices):
         """The noise images of those indices, (n_indices, n, n) float32."""
-        white = np.stack([np.random.default_rng([self.seed, int(i)]).standard_normal((self.box, self.box), np.float32)
-                          for i in indices])
-        return scipy.fft.irfft2(scipy.fft.rfft2(white) * self._amplitude, s=white.shape[1:])
+        images = np.empty((len(indices), self.box, self.box), np.float32)
+        for image, i in zip(images, indices, strict=True):  # at once, spectra would take several times the memory
+            white = np.random.default_rng([self.seed, int(i)]).standard_normal(image.shape, np.float32)
+            image[:] = scipy.fft.irfft2(scipy.fft.rfft2(white) * self._amplitude, s=image.shape)
+        return images
 
     def poses(self):
         """Those of the stack, (n_images,) POSE."""
@@ -87,7 +90,7 @@ class NoiseStack:
 
 def null(stack, refs, outdir, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=1, CTF=False,
          snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False, mirror=True, subpixel=False, vanished="random",
-         center_limit=None, threads=0, quiet=False):
+         center_limit=None, threads=0, quiet=False, check=False):
     """Align the particles of a stack, and noise that has their power spectrum, to the same references.
 
     OUTDIR gets ``particles/`` and ``noise/``, each what a run writes but for the headers, and ``null.csv``, one row an
@@ -98,13 +101,14 @@ def null(stack, refs, outdir, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, t
     Parameters
     ----------
     stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function, rand_seed, MPI, mirror, \
-subpixel, vanished, center_limit, threads, quiet
-        As for :func:`mrefali.mref_ali2d`; ``rand_seed`` is the seed of the noise too.
+subpixel, vanished, center_limit, threads, quiet, check
+        As for :func:`mrefali.mref_ali2d`; ``rand_seed`` is the seed of the noise too, and the time estimated with
+        ``check`` that of both.
 
     Returns
     -------
-    list of dict
-        The rows of ``null.csv``; under MPI None on all ranks but the root.
+    list of dict or None
+        The rows of ``null.csv``; None with ``check``, and under MPI on all ranks but the root.
 
     Raises
     ------
@@ -124,6 +128,12 @@ subpixel, vanished, center_limit, threads, quiet
                 raise InputError(f"rand_seed={rand_seed} is not allowed: the noise needs a whole number of at least 0")
         plan = prepare(particles, references, options, comm)  # refuses bad pixels before they are averaged
         noise = prepare(NoiseStack(particles, rand_seed, comm), references, options, comm)
+        if check:
+            if comm.is_root:
+                report_range(plan)
+                report_memory(noise)
+                report_time([plan, noise], comm)
+            return None
         with comm.agreeing():
             if comm.is_root:
                 os.mkdir(outdir)

@@ -321,13 +321,13 @@ def _run_on_files(options, call):
         signals.check()
         if call["check"]:
             if comm.is_root:
-                _report_range(plan)
+                report_range(plan)
                 _report_obstacle(particles, outdir)
-                _report_memory(plan)
+                report_memory(plan)
                 if options.K is not None:
                     seconds = classification.estimate_seconds(plan.particles, plan.settings, options.K)
                     logger.info("estimate: %s, more or less by half, to find the references", _duration(seconds))
-                _report_time(plan, comm)
+                report_time([plan], comm)
             return
         with comm.agreeing():
             run = held.enter_context(_Run(plan, options, call, comm, found)) if comm.is_root else None
@@ -515,8 +515,8 @@ class _Run:
             details.info(note)
         if self._found is not None:
             self._report_resumption()
-        _report_range(self._plan)
-        _report_memory(self._plan)
+        report_range(self._plan)
+        report_memory(self._plan)
         _report_obstacle(self._stack, self._path)
         self._keep()
         self._output.has_begun()
@@ -659,7 +659,7 @@ def _plain(value):
     return "array" if isinstance(value, np.ndarray | list) else value
 
 
-def _report_range(plan):
+def report_range(plan):
     """Log the translations that are really tried, and warn where they are fewer than asked for (NEEDS 15)."""
     for stage in plan.settings.stages:
         _report_stage(plan, stage)
@@ -704,19 +704,24 @@ def _report_obstacle(stack, outdir):
     return obstacle
 
 
-def _report_memory(plan):
+def report_memory(plan):
+    """Log what a rank will take, and how many particles that is at a time."""
     size = min(plan.particles.block_size, plan.stack.n_images)
     logger.info("estimate: about %.0f MB of memory a rank; %d particles are read at a time", plan.n_bytes / 2**20, size)
 
 
-def _report_time(plan, comm):
-    """Time a few particles."""
-    n_particles = plan.stack.n_images
-    timed = min(TIMED_PARTICLES * numba.get_num_threads(), n_particles)
-    seconds = _search_and_sum_few(plan, timed) / timed * n_particles / comm.size
-    iterations = plan.settings.most_iterations
+def report_time(plans, comm):
+    """Time a few particles, and log what iterations take that refine by each of ``plans``."""
+    seconds = sum(_seconds_an_iteration(plan, comm) for plan in plans)
+    iterations = plans[0].settings.most_iterations
     logger.info("estimate: about %s an iteration, %s for %d, on %d threads of %d ranks", _duration(seconds),
                 _duration(seconds * iterations), iterations, numba.get_num_threads(), comm.size)
+
+
+def _seconds_an_iteration(plan, comm):
+    n_particles = plan.stack.n_images
+    timed = min(TIMED_PARTICLES * numba.get_num_threads(), n_particles)
+    return _search_and_sum_few(plan, timed) / timed * n_particles / comm.size
 
 
 def _duration(seconds):

@@ -78,6 +78,40 @@ def test_it_prints_a_line_a_class(tmp_path, capsys):
     assert "null.csv" in said
 
 
+def test_check_says_ranges_and_the_time_of_both_runs_and_touches_nothing(tmp_path, capsys, monkeypatch):
+    stack, refs = small.write(tmp_path)
+    monkeypatch.setattr("mrefali.run._search_and_sum_few", lambda plan, n: 3.0 if plan.stack.path == stack else 4.0)
+    before = small.snapshot(tmp_path)
+    words = ["null", stack, refs, str(tmp_path / "out"), "--ou=6", "--xr=1", "--yr=1", "--maxit=4"]
+    assert cli.main([*words, "--check"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "24 particles of 20 x 20 px, 2 references, rings 1 to 6 px" in out
+    assert "x -1 to 1 px, y -1 to 1 px" in out
+    assert "MB of memory a rank" in out
+    assert "about 7 s an iteration, 28 s for 4" in out
+    assert len(out.splitlines()) == 3
+    assert small.snapshot(tmp_path) == before
+
+
+def test_check_refuses_what_the_run_would(tmp_path, capsys):
+    stack, refs = small.write(tmp_path)
+    assert cli.main(["null", stack, refs, str(tmp_path), "--ou=6", "--check"]) == 2
+    assert f"{tmp_path}: the output directory exists already" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
+def test_ranks_check_once_and_touch_nothing(tmp_path):
+    stack, refs = small.write(tmp_path)
+    before = small.snapshot(tmp_path)
+    done = launch_python("-m", "mrefali", "null", stack, refs, str(tmp_path / "out"), "--ou=6", "--threads=1", "--MPI",
+                         "--check", ranks=2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("MB of memory a rank") == 1
+    assert "2 ranks" in done.stdout
+    assert small.snapshot(tmp_path) == before
+
+
 @pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
 def test_two_ranks_write_what_one_does(tmp_path):
     stack, refs = small.write(tmp_path)
