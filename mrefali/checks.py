@@ -18,7 +18,7 @@ from mrefali.band import Band
 from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
 from mrefali.fourier import EXTRA_GAIN, INTERPOLATIONS
-from mrefali.io import open_stack
+from mrefali.io import check_parent, open_stack
 from mrefali.particles import Particles, StackCtf
 from mrefali.refine import AUTO_STOP_ITERATIONS, Settings
 from mrefali.search import Search
@@ -416,31 +416,13 @@ def check_old_directory(path):
         raise PermissionError(f"{path}: no permission to write into it: resume as who began the run")
 
 
-def check_new_file(path, ending):
-    """Raise InputError, FileExistsError, FileNotFoundError or PermissionError if the file ``path`` cannot be made."""
-    path = os.fspath(path)
-    if not path.endswith(ending):
-        raise InputError(f"{path} is not allowed: give a file name that ends in {ending}")
-    if os.path.lexists(path):
-        raise FileExistsError(f"{path} exists already: give a new name, or remove it")
-    _check_parent(path)
-
-
 def check_new_directory(path, resumable=False):
     """Raise FileExistsError, FileNotFoundError or PermissionError if the directory ``path`` cannot be made."""
     if os.path.lexists(path):
         way_out = "give a new name, remove it, or go on with the run in it by --resume"
         raise FileExistsError(f"{path}: the output directory exists already: "
                               f"{way_out if resumable else 'give a new name, or remove it'}")
-    _check_parent(path)
-
-
-def _check_parent(path):
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise FileNotFoundError(f"{path}: its parent directory {parent} does not exist: make it first")
-    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{path}: no permission to write into {parent}: give a place you may write to")
+    check_parent(path)
 
 
 @contextmanager

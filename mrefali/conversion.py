@@ -11,7 +11,7 @@ import numpy as np
 
 from mrefali import fourier, geometry
 from mrefali.errors import InputError
-from mrefali.io import Content, is_bdb, open_stack
+from mrefali.io import Content, check_new_file, is_bdb, open_stack
 from mrefali.io.bdb import new_database
 from mrefali.io.content import HELD, format_of, pixel_file, text_of_ctf, write
 from mrefali.io.star import cautions, recentered, write_table
@@ -120,13 +120,7 @@ def _check_out(out, source):
     for path in (out, pixel_file(out)) if kind == "star" else (out,):
         if not is_bdb(source) and os.path.realpath(path) == os.path.realpath(source):
             raise FileExistsError(f"{path} is the stack itself, which stays as it is: give another name")
-        if os.path.lexists(path):
-            raise FileExistsError(f"{path} exists: give another name, or remove it first")
-    folder = os.path.dirname(out) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{out} cannot be written: there is no folder {folder}, make it first")
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(f"{out} cannot be written: no new file is allowed in {folder}")
+        check_new_file(path)
 
 
 def _read_poses(stack):

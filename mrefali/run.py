@@ -18,10 +18,10 @@ import mrefali
 from mrefali import average, checkpoint, classification, geometry, parallel, signals
 from mrefali.aligner import Aligner
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
-from mrefali.checks import Options, check_new_file, check_places, check_saving, prepare, use_threads
+from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
 from mrefali.findings import class_health
-from mrefali.io import ArrayStack, check_room, hold, open_stack, write_stack
+from mrefali.io import ArrayStack, check_new_file, check_room, hold, open_stack, write_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
 from mrefali.refine import Iteration, first_average, first_state, refine

@@ -7,7 +7,7 @@ import numpy as np
 
 from mrefali.classes import SMALLEST_CLASS
 from mrefali.errors import InputError
-from mrefali.io import open_stack, replacing
+from mrefali.io import check_new_file, open_stack, replacing
 from mrefali.results import open_run, require_pictures
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ def montage(file, out, *, order="size", columns=0, most=400):
 
 
 def _check(out, order, columns, most, orders):
-    if not str(out).lower().endswith(".png"):
-        raise InputError(f"{out} is no name of a PNG: give OUT.png")
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: give another name, or remove it first")
+    check_new_file(out, ".png")
     if order not in orders:
         raise InputError(f"order={order} is not known: give {' or '.join(orders)}")
     if columns < 0:

@@ -8,7 +8,6 @@ never import the search or the averages, which it is there to test.
 
 import csv
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from mrefali.geometry import (
     make_poses,
     to_matrices,
 )
-from mrefali.io import write_stack
+from mrefali.io import check_new_file, write_stack
 
 #: Diameter of the phantom over the box: every blob lies within it up to two of its sigmas.
 FILL = 0.42
@@ -434,16 +433,10 @@ def _draw_pose(rng, max_shift, mirror):
 
 def _output_paths(out):
     out = Path(out)
-    if out.suffix != ".hdf":
-        raise InputError(f"out={str(out)!r} is not allowed: give a file name that ends in .hdf")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out}: the directory {out.parent} does not exist; make it first")
     paths = out, out.with_name(f"{out.stem}_truth.csv"), out.with_name(f"{out.stem}_views.hdf")
-    for path in paths:
-        if path.exists():
-            raise FileExistsError(f"{path} exists: give another name or remove it first")
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{out}: the directory {out.parent} cannot be written to")
+    check_new_file(out, ".hdf")
+    for path in paths[1:]:
+        check_new_file(path)
     return paths
 
 

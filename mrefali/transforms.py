@@ -11,7 +11,7 @@ import numpy as np
 from mrefali.errors import InputError
 from mrefali.fourier import INTERPOLATIONS
 from mrefali.geometry import identity_poses, to_matrices
-from mrefali.io import is_bdb, open_stack, write_images
+from mrefali.io import check_new_file, is_bdb, open_stack, write_images
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def _check_out(out, stack):
         raise InputError(f"{out} is a database, which cannot be made here: give the name of an HDF file")
     if os.path.realpath(out) == os.path.realpath(stack):
         raise FileExistsError(f"{out} is the stack itself, whose pixels stay as they are: give another name")
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: give another name, or remove it first")
+    check_new_file(out)
 
 
 def _moved(images, poses, transform):

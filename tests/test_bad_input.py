@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_written_is_refused(open_folder, capsys):
     open_folder.chmod(0o555)
     with ordinary_user():
         refuse(capsys, open_folder, small.WORDS,
-               "out: no permission to write into /.*: give a place you may write to")
+               "out cannot be made: no permission to write into /.*, give a place you may write to")
 
 
 @pytest.mark.parametrize("make", [make_directory, write_text, lambda path: os.symlink("nowhere", path)],
@@ -279,7 +279,7 @@ def test_an_outdir_in_no_folder_is_refused(folder, capsys):
     shutil.copyfile("stack.hdf", "copy.hdf")
     before = small.snapshot(folder)
     assert cli.main(["mref_ali2d", "copy.hdf", "refs.hdf", "none/out", *small.WORDS]) == 2
-    assert re.fullmatch("mrefali: error: none/out: its parent directory /.*/none does not exist: make it first\n",
+    assert re.fullmatch("mrefali: error: none/out cannot be made: there is no folder /.*/none, make it first\n",
                         capsys.readouterr().err)
     assert small.snapshot(folder) == before
 

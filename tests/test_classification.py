@@ -127,11 +127,11 @@ def test_what_cannot_be_classified_is_refused(tmp_path, capsys, words, message):
 
 def test_seed_writes_over_nothing(tmp_path):
     stack = write(tmp_path)
-    with pytest.raises(FileExistsError, match="p.hdf exists already"):
+    with pytest.raises(FileExistsError, match="p.hdf exists: give another name, or remove it first"):
         mrefali.seed(stack, stack, K=2)
     with pytest.raises(InputError, match="refs.mrcs is not allowed: give a file name that ends in .hdf"):
         mrefali.seed(stack, str(tmp_path / "refs.mrcs"), K=2)
-    with pytest.raises(FileNotFoundError, match="does not exist: make it first"):
+    with pytest.raises(FileNotFoundError, match="refs.hdf cannot be made: there is no folder .*no, make it first"):
         mrefali.seed(stack, str(tmp_path / "no" / "refs.hdf"), K=2)
 
 

@@ -345,7 +345,7 @@ def test_blocks_change_nothing(star, monkeypatch, per_block):
     ("Select/particles.star", {}, FileExistsError, r"is the stack itself, which stays as it is"),
     ("Extract/a.mrcs", {}, FileExistsError, r"Extract/a\.mrcs exists: give another name"),
     ("Extract/a.star", {}, FileExistsError, r"Extract/a\.mrcs exists: give another name"),
-    ("no/a.hdf", {}, FileNotFoundError, r"there is no folder no"),
+    ("no/a.hdf", {}, FileNotFoundError, r"no/a\.hdf cannot be made: there is no folder /.*/no, make it first"),
     ("bdb:no#a", {}, FileNotFoundError, r"there is no folder no"),
     ("bdb:a?1", {}, InputError, r"chooses images of a database that is yet to be made"),
     ("a.hdf", {"bin": 0}, InputError, r"bin=0 is not allowed: give 1 to 2 for a box of 16 px"),

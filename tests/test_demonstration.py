@@ -71,7 +71,7 @@ def test_an_existing_directory_is_refused(tmp_path):
 
 
 def test_a_missing_parent_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="parent directory .* does not exist: make it first"):
+    with pytest.raises(FileNotFoundError, match="cannot be made: there is no folder .*, make it first"):
         demo(tmp_path / "nowhere" / "out")
     assert list(tmp_path.iterdir()) == []
 

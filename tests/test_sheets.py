@@ -53,8 +53,9 @@ def test_a_tile_shows_its_image_with_y_growing_upward():
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["out.jpg"], "out.jpg is no name of a PNG: give OUT.png"),
+    (["out.jpg"], "out.jpg is not allowed: give a file name that ends in .png"),
     (["there.png"], "there.png exists: give another name, or remove it first"),
+    (["no/out.png"], "no/out.png cannot be made: there is no folder /"),
     (["out.png", "--order=name"], "order=name is not known: give size or number"),
     (["out.png", "--columns=-1"], "columns=-1 is not allowed"),
     (["out.png", "--most=0"], "most=0 is not allowed: give at least 1"),

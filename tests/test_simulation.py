@@ -309,27 +309,27 @@ def test_the_truth_is_a_plain_table(tmp_path):
 @pytest.mark.parametrize("name", ["a.hdf", "a_truth.csv", "a_views.hdf"])
 def test_nothing_is_overwritten_or_created_beside_a_file_that_exists(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=f"{name} exists: give another name or remove it"):
+    with pytest.raises(FileExistsError, match=f"{name} exists: give another name, or remove it first"):
         simulate(tmp_path / "a.hdf", n_particles=8)
     assert files_in(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_a_missing_directory_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the directory .*nowhere does not exist; make it first"):
+    with pytest.raises(FileNotFoundError, match="a.hdf cannot be made: there is no folder .*nowhere, make it first"):
         simulate(tmp_path / "nowhere" / "a.hdf")
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # permissions bind no superuser
-    with pytest.raises(PermissionError, match="cannot be written to"):
+    monkeypatch.setattr("os.access", lambda path, mode, **_: False)  # permissions bind no superuser
+    with pytest.raises(PermissionError, match="a.hdf cannot be made: no permission to write into "):
         simulate(tmp_path / "a.hdf")
     assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["a.mrcs", "a", "a.hdf.gz"])
 def test_another_kind_of_file_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"out=.* is not allowed: give a file name that ends in \.hdf"):
+    with pytest.raises(InputError, match=r"/a.* is not allowed: give a file name that ends in \.hdf"):
         simulate(tmp_path / name)
     assert files_in(tmp_path) == []
 

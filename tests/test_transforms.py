@@ -86,7 +86,7 @@ def refuse(stack, message, out="out.hdf", error=InputError, **options):
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(stack):
     refuse(stack, "refs.hdf exists: give another name, or remove it first", "refs.hdf", FileExistsError)
     refuse(stack, "./stack.hdf is the stack itself, whose pixels stay as they are", "./stack.hdf", FileExistsError)
-    refuse(stack, "there is no folder no", "no/out.hdf", FileNotFoundError)
+    refuse(stack, "no/out.hdf cannot be made: there is no folder /", "no/out.hdf", FileNotFoundError)
     refuse(stack, "bdb:out is a database", "bdb:out")
     refuse(stack, "interpolation=linear is not known: give quadratic or fourier", interpolation="linear")
     refuse("refs.hdf", "image 0 of refs.hdf has no xform.align2d: set it with mrefali header")

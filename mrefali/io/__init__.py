@@ -15,11 +15,11 @@ from mrefali.io.npy import NpyStack
 from mrefali.io.spider import SpiderStack, header_order
 from mrefali.io.stack import FileStack as Stack
 from mrefali.io.star import StarStack
-from mrefali.io.whole import check_room, replacing, replacing_durably, sync
+from mrefali.io.whole import check_new_file, check_parent, check_room, replacing, replacing_durably, sync
 
 __all__ = ["ArrayStack", "BdbStack", "Content", "CsStack", "HdfStack", "MrcStack", "NpyStack", "SpiderStack",
-           "Stack", "StarStack", "check_room", "hold", "open_stack", "replacing", "replacing_durably", "sync",
-           "write_images", "write_mrcs", "write_stack"]
+           "Stack", "StarStack", "check_new_file", "check_parent", "check_room", "hold", "open_stack", "replacing",
+           "replacing_durably", "sync", "write_images", "write_mrcs", "write_stack"]
 
 HDF_MAGIC = b"\x89HDF\r\n\x1a\n"
 

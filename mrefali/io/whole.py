@@ -71,6 +71,31 @@ class UnfailingFile(io.FileIO):
             self.failure = self.failure or error
 
 
+def check_new_file(path, ending=""):
+    """Raise unless ``path`` can be made: a new file, whose name has this ending, in small letters or capitals.
+
+    Raises
+    ------
+    InputError, FileExistsError, FileNotFoundError, PermissionError
+    """
+    path = os.fspath(path)
+    if not path.lower().endswith(ending):
+        raise InputError(f"{path} is not allowed: give a file name that ends in {ending}")
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists: give another name, or remove it first")
+    check_parent(path)
+
+
+def check_parent(path):
+    """Raise FileNotFoundError or PermissionError unless something new can be made in the folder of ``path``."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path} cannot be made: there is no folder {folder}, make it first")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(f"{path} cannot be made: no permission to write into {folder}, give a place you may "
+                              "write to")
+
+
 def check_writable(path, stack, needed, purpose):
     """Raise unless headers can be written into the file ``path``; messages speak of ``stack``.
 
