@@ -58,6 +58,13 @@ class Serial:
         """List of the ``value`` of every rank, on every rank."""
         return [value]
 
+    def each(self, function, items):
+        """List of what ``function`` makes of each of the items, on every rank; the ranks share the work.
+
+        Nothing in the function may need another rank. What fails on several ranks is raised on the first of them alone.
+        """
+        return [function(item) for item in items]
+
     def barrier(self):
         """Wait until every rank is here."""
 
@@ -152,6 +159,19 @@ class Mpi(Serial):
 
     def all_values(self, value):
         return self._communicator.allgather(value)
+
+    def each(self, function, items):
+        mine, problem = None, None
+        try:
+            mine = [function(item) for item in items[self.rank::self.size]]
+        except Exception as error:
+            problem = error
+        shares = self.all_values(mine)
+        if None in shares:
+            if shares.index(None) == self.rank:
+                raise problem
+            self.barrier()  # for ever: the first that failed says why, and ends all
+        return [shares[i % self.size][i // self.size] for i in range(len(items))]
 
     def barrier(self):
         request = self._communicator.Ibarrier()

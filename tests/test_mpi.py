@@ -119,6 +119,21 @@ def test_arrays_of_any_length_and_type_are_gathered_in_order_of_rank():
     assert (done.returncode, done.stdout, done.stderr) == (0, "gathered\n", "")
 
 
+#: Five items shared by four ranks, and fewer than there are ranks.
+EACH = """
+from mrefali.parallel import mpi
+comm = mpi()
+made = [comm.each(lambda item: (item, comm.rank), list(range(n))) for n in (5, 2, 0)]
+assert made == [[(0, 0), (1, 1), (2, 2), (3, 3), (4, 0)], [(0, 0), (1, 1)], []]
+print("made")
+"""
+
+
+def test_each_item_is_made_by_one_rank_and_all_ranks_have_all_in_order():
+    done = launch_python("-c", EACH, ranks=4)
+    assert (done.returncode, done.stdout, done.stderr) == (0, 4 * "made\n", "")
+
+
 #: Ranks of which two are on each machine, so their names say.
 MACHINES = """
 import os
