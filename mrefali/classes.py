@@ -10,6 +10,7 @@ import numpy as np
 
 from mrefali import average, health, reference
 from mrefali.ctf import wiener_divide
+from mrefali.parallel import SERIAL
 
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
@@ -113,7 +114,8 @@ def _examine(updates, sums, settings):
     there = [k for k, update in enumerate(updates) if update is not None]
     if not there:
         return
-    found = health.examine((_half_means(sums, k, updates[k].members) for k in there), settings.search)
+    pairs = np.stack([health.shrunk(_half_means(sums, k, updates[k].members), settings.search) for k in there])
+    found = health.examine(pairs, settings.search, SERIAL)
     for k, like, likeness, detail, error in zip(there, *(values.tolist() for values in vars(found).values()),
                                                 strict=True):
         updates[k] = replace(updates[k], like=None if like < 0 else there[like], likeness=likeness, detail=detail,

@@ -5,18 +5,20 @@ scaled to the same power, then weighted by its reliability 2 FRC / (1 + FRC). Al
 blob-like low frequencies: plain averages of different views correlate by 0.8, such ones by 0.4. The limits are
 measured on simulated particles, see docs/reading_classes.md.
 
-Arrays in, arrays out: this module knows no file and no rank. Imports geometry and what is below it of the method.
+Arrays in, arrays out: this module knows no file, and of ranks no more than that they share the comparisons. Imports
+geometry and what is below it of the method.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
+from scipy.ndimage import map_coordinates
 
 from mrefali import geometry
-from mrefali.fourier import shrink, transform
-from mrefali.reference import low_pass
-from mrefali.search import Alignments, Search, align, ring_spectra
+from mrefali.average import normalize_particles
+from mrefali.fourier import shrink
+from mrefali.search import Search, align, only, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
 #: Averages are shrunk to about this box: what tells views apart is there, and the cost is that of small images.
@@ -55,26 +57,39 @@ class Health:
     detail_error: np.ndarray
 
 
-def examine(halves, search):
+def shrunk(halves, search):
+    """The halves of an average as :func:`examine` takes them.
+
+    Parameters
+    ----------
+    halves : (2, n, n) float
+        Means of the normalised particles of each half.
+    search : search.Search
+        Of the run.
+
+    Returns
+    -------
+    (2, m, m) float32
+        ``m`` is about ``BOX``, or n where that is less.
+    """
+    return shrink(halves, _factor(search))
+
+
+def examine(pairs, search, comm):
     """``Health`` of classes.
 
     Parameters
     ----------
-    halves : iterable of (2, n, n) float
-        Of each class the means of the normalised particles of its two halves.
+    pairs : (n_classes, 2, m, m) float32
+        What :func:`shrunk` makes of each class.
     search : search.Search
         Of the run: its box and radius, and whether a mirrored view is the same.
+    comm
+        Of the ranks that share the comparisons, all of which have the same pairs; see :mod:`mrefali.parallel`.
     """
-    factor = max(1, round(search.box / BOX))
-    pairs = np.stack([shrink(pair, factor) for pair in halves])
-    fine = _search_in(pairs.shape[-1], search.outer_radius // factor, search.mirror)
+    fine = _search_in(pairs.shape[-1], search.outer_radius // _factor(search), search.mirror)
     disc = geometry.disc(fine.box, fine.outer_radius)
-    for pair in pairs:
-        pair[:] = _centered(pair, disc) * disc
-    weight, n_independent = _weights(pairs)
-    for pair in pairs:
-        pair[:] = _centered(_weighted(pair, weight), disc)
-
+    pairs, n_independent = _banded(pairs, disc)
     agreed, *powers = np.array([_products(*pair[:, disc].astype(np.float64)) for pair in pairs]).T
     power = np.sqrt(powers[0] * powers[1])
     r = np.divide(agreed, power, out=np.full(len(pairs), np.nan), where=power > 0)
@@ -84,12 +99,18 @@ def examine(halves, search):
 
     like, likeness = np.full(len(pairs), -1), np.full(len(pairs), np.nan)
     reliability = 2 * np.maximum(r, 0) / (1 + np.maximum(r, 0))
-    told = np.flatnonzero(reliability >= LEAST_RELIABLE)  # NaN is not
+    # NaN is not; the root decides, for a processor of another kind may round the other way
+    told = comm.from_root(np.flatnonzero(reliability >= LEAST_RELIABLE))
     if told.size > 1:
-        other, correlation = _most_alike(pairs[told].sum(axis=1), disc, fine)
+        other, correlation = _most_alike(pairs[told].sum(axis=1), disc, fine, comm)
         like[told] = told[other]
         likeness[told] = correlation / np.sqrt(reliability[told] * reliability[told[other]])
     return Health(like, likeness, detail, error)
+
+
+def _factor(search):
+    """By which the averages of a run are shrunk."""
+    return max(1, round(search.box / BOX))
 
 
 def _in_medians(agreed, error, known):
@@ -111,57 +132,56 @@ def _centered(images, disc):
     return images - images[..., disc].mean(axis=-1)[..., None, None]
 
 
-def _normalized(images, disc):
-    """Images of mean 0 and standard deviation 1 over the disc, (n_images, n, n) float32."""
-    statistics = [(image[disc].mean(dtype=np.float64), image[disc].std(dtype=np.float64)) for image in images]
-    mean, deviation = np.array(statistics, np.float32).T[..., None, None]
-    return (images - mean) / deviation
+def _banded(pairs, disc):
+    """The halves of averages band-passed, all alike, and how many independent numbers are left of an image."""
+    n, banded = len(disc), np.empty_like(pairs)
+    spectra = np.empty((*pairs.shape[:-1], n // 2 + 1), np.complex64)
+    for pair, out in zip(pairs, spectra, strict=True):
+        out[:] = scipy.fft.rfft2(_centered(pair, disc) * disc)
+    radius = np.hypot(scipy.fft.fftfreq(n, 1 / n)[:, None], np.arange(n // 2 + 1))
+    weight, n_independent = _weights(spectra, radius)
+    spectra *= np.interp(radius, np.arange(len(weight)), weight, right=0.0).astype(np.float32)
+    for spectrum, out in zip(spectra, banded, strict=True):
+        out[:] = _centered(scipy.fft.irfft2(spectrum, s=disc.shape), disc)
+    return banded, n_independent
 
 
-def _weights(pairs):
+def _weights(spectra, radius):
     """Factor of each ring of Fourier space, and how many independent numbers are left of an image.
 
     Parameters
     ----------
-    pairs : (n_classes, 2, n, n) float32
-        The halves of averages, 0 outside the disc.
+    spectra : (n_classes, 2, n, n // 2 + 1) complex64
+        Of the halves of averages, 0 outside the disc.
+    radius : (n, n // 2 + 1) float64
+        Of their coefficients, in Fourier pixels.
 
     Returns
     -------
     weight : (n // 2 + 1,) float64
     n_independent : float
     """
-    n = pairs.shape[-1]
-    frequency = scipy.fft.fftfreq(n, 1 / n)
-    ring = np.rint(np.hypot(frequency, frequency[:, None])).astype(int).ravel()
+    n, n_rings = radius.shape
+    ring = np.rint(radius).astype(int).ravel()
+    times = np.where((radius[0] == 0) | (2 * radius[0] == n), 1, 2)  # other columns stand for their mirror images too
 
     def ring_sums(values):
-        return np.bincount(ring, values.ravel())[:n // 2 + 1]
+        return np.bincount(ring, (times * values).ravel())[:n_rings]
 
-    reliability, share = np.zeros((2, n // 2 + 1))
-    for pair in pairs:
-        first, second = scipy.fft.fft2(pair.astype(np.float64))
-        both = np.sqrt(ring_sums(np.abs(first) ** 2) * ring_sums(np.abs(second) ** 2))
-        frc = np.divide(ring_sums((first * second.conj()).real), both, out=np.zeros_like(both), where=both > 0)
-        frc = frc.clip(0, 1)
-        total = ring_sums(np.abs(first + second) ** 2)
-        reliability += 2 * frc / (1 + frc) / len(pairs)
+    reliability, share = np.zeros((2, n_rings))
+    for first, second in spectra:
+        power = ring_sums(np.abs(first) ** 2), ring_sums(np.abs(second) ** 2)
+        product, both = ring_sums((first * second.conj()).real), np.sqrt(power[0] * power[1])
+        frc = np.divide(product, both, out=np.zeros_like(both), where=both > 0).clip(0, 1)
+        total = (power[0] + power[1] + 2 * product).clip(0)
+        reliability += 2 * frc / (1 + frc) / len(spectra)
         share += total / max(total.sum(), np.finfo(float).tiny)
     reliability[0] = 0.0
-    count = np.bincount(ring)[:n // 2 + 1]
+    count = ring_sums(np.ones(radius.shape))
     weight = np.divide(reliability, np.sqrt(share / count), out=np.zeros_like(share), where=share > 0)
     power = count * reliability**2
     squares = (power * reliability**2).sum()
     return weight, power.sum() ** 2 / squares if squares else 1.0
-
-
-def _weighted(pair, weight):
-    n = pair.shape[-1]
-
-    def factor(frequency):
-        return np.interp(n * frequency, np.arange(len(weight)), weight, right=0.0)
-
-    return np.stack([low_pass(image.astype(np.float64), factor) for image in pair])
 
 
 def _products(first, second):
@@ -169,46 +189,36 @@ def _products(first, second):
     return (first * second).mean(), (first**2).mean(), (second**2).mean()
 
 
-def _most_alike(averages, disc, search):
-    """Of each average the other that it correlates best with once aligned, and that correlation."""
-    averages = _normalized(averages, disc)
-    found = sharpen(averages, _find_coarsely(averages, search), splines(averages), search)
-    moved = transform(averages, found.poses)
-    return found.assign, np.array([np.corrcoef(image[disc], averages[k][disc])[0, 1]
-                                   for image, k in zip(moved, found.assign, strict=True)])
-
-
-def _find_coarsely(averages, search):
-    """``search.Alignments`` of each average to the best of the others, found in images of about ``COARSE_BOX``."""
+def _most_alike(averages, disc, search, comm):
+    """Of each average the other that it correlates best with once aligned, and that correlation; normalises them."""
     factor = max(1, round(search.box / COARSE_BOX))
     small = shrink(averages, factor)
     coarse = _search_in(small.shape[-1], search.outer_radius // factor, search.mirror)
-    found = _best_others(_normalized(small, geometry.disc(coarse.box, coarse.outer_radius)), coarse)
-    found.poses["sx"] *= factor
-    found.poses["sy"] *= factor
-    return found
+    normalize_particles(small, geometry.disc(coarse.box, coarse.outer_radius))
+    normalize_particles(averages, disc)
+    spectra = ring_spectra(small, coarse)
+
+    def partner(i):
+        others = np.delete(np.arange(len(averages)), i)
+        found = align(small[i:i + 1], geometry.identity_poses(1), only(spectra, others), coarse)
+        k = others[found.assign[0]]
+        found.assign[0] = 0  # the only one that it is held against from here on
+        found.poses["sx"] *= factor
+        found.poses["sy"] *= factor
+        found = sharpen(averages[i:i + 1], found, splines(averages[k:k + 1]), search)
+        return k, np.corrcoef(_moved(averages[i], found.poses[0], disc), averages[k][disc])[0, 1]
+
+    partners, correlations = zip(*comm.each(partner, range(len(averages))), strict=True)
+    return np.array(partners), np.array(correlations)
 
 
-def _best_others(images, search):
-    """``search.Alignments`` of each image to the best of the others.
-
-    The search finds one reference an image, which must not be the image itself: half of the images are searched for
-    among the other half, and so on within each half. No pair is looked at twice.
-    """
-    best = Alignments(np.zeros(len(images), np.int32), geometry.identity_poses(len(images)),
-                      np.full(len(images), -np.inf))
-    pending = [np.arange(len(images))]
-    while pending:
-        parts = np.array_split(pending.pop(), 2)
-        for these, others in (parts, parts[::-1]):
-            found = align(images[these], geometry.identity_poses(len(these)), ring_spectra(images[others], search),
-                          search)
-            better = found.peak > best.peak[these]
-            chosen = these[better]
-            best.assign[chosen] = others[found.assign[better]]
-            best.poses[chosen], best.peak[chosen] = found.poses[better], found.peak[better]
-        pending += [part for part in parts if len(part) > 1]
-    return best
+def _moved(image, pose, disc):
+    """The pixels within the disc of an image moved by its pose, (n_pixels,) float64."""
+    middle = len(disc) // 2
+    x, y = np.argwhere(disc).T[::-1] - middle
+    x, y = (geometry.to_matrices(geometry.invert(pose)) @ [x, y, 0 * x, np.ones_like(x)])[:2]
+    # a spline of degree five, as averages have detail up to near the Nyquist frequency
+    return map_coordinates(image.astype(np.float64), np.stack([y, x]) + middle, order=5, mode="grid-wrap")
 
 
 def same_views(like, likeness):

@@ -136,6 +136,12 @@ def ring_spectra(references, search):
     return kernels.References(packed.reshape(len(references), -1), constants, *_first_look(unpacked, rings), scale)
 
 
+def only(references, which):
+    """``kernels.References`` of those references that ``which``, an array of indices, names."""
+    return references._replace(packed=references.packed[which], constants=references.constants[which],
+                               lost=references.lost[which])
+
+
 def _first_look(spectra, rings):
     """Rows in which the references have most of their power, and a bound on what the others add to a peak.
 
@@ -267,8 +273,8 @@ def _align(images, poses, references, search, shape, kernel):
     found = kernels.Found(
         peak=np.empty(shape), assign=np.zeros(shape, np.int32), alpha=np.zeros(shape), mirror=np.zeros(shape, np.int32),
         ix=np.zeros(shape, np.int64), iy=np.zeros(shape, np.int64))
-    kernel(images, search.box // 2 + h, first, count, references, search.rings, search.shifts,
-           4 * numba.get_num_threads(), found)
+    n_chunks = min(4 * numba.get_num_threads(), -(-len(images) // kernels.LANES))  # each has buffers of its own
+    kernel(images, search.box // 2 + h, first, count, references, search.rings, search.shifts, n_chunks, found)
     return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak * references.scale)
 
 

@@ -12,7 +12,7 @@ from mrefali.compiled import kernels
 from mrefali.errors import InputError
 from mrefali.geometry import compose, disc, identity_poses, inverse_shift, invert, make_poses
 from mrefali.kernels import LANES
-from mrefali.search import Search, align, align_each, ring_spectra, start_centres, whole_steps
+from mrefali.search import Search, align, align_each, only, ring_spectra, start_centres, whole_steps
 from mrefali.simulation import make_views, render, simulate_particles
 
 #: Relative error of a peak: a sum of some thousand float32 products, seldom as much as a hundred roundings.
@@ -325,7 +325,8 @@ def test_equal_bits_whatever_the_number_of_threads(case, set_threads, n_threads)
 def test_equal_bits_whatever_the_chunks(case, monkeypatch, threads_said):
     search, images, poses, spectra, expected = case
     monkeypatch.setattr("mrefali.search.numba.get_num_threads", lambda: threads_said)
-    assert_same_bits(align(images, poses, spectra, search), expected)
+    many = np.arange(4 * MANY) % MANY  # of more groups of lanes than one thread has chunks
+    assert_same_bits(align(images[many], poses[many], spectra, search), pick(expected, many))
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -349,6 +350,13 @@ def test_equal_bits_whatever_the_other_references(case):
         alone = align(images[mine], poses[mine], ring_spectra(noise(3, 20, 20, seed=9)[k:k + 1], search), search)
         alone.assign[:] = k
         assert_same_bits(alone, pick(expected, mine))
+
+
+def test_equal_bits_with_only_some_of_the_references(case):
+    search, images, poses, spectra, _ = case
+    some = [2, 0]
+    assert_same_bits(align(images, poses, only(spectra, some), search),
+                     align(images, poses, ring_spectra(noise(3, 20, 20, seed=9)[some], search), search))
 
 
 def test_the_particles_and_poses_are_not_written(case):
