@@ -19,6 +19,7 @@ from mrefali.average import normalize_references
 from mrefali.checks import Options, prepare
 from mrefali.refine import refine
 from mrefali.search import align, ring_spectra
+from mrefali.warmup import compile_kernels
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 BOX, OUTER_RADIUS, HALF_RANGE, N_REFERENCES, N_PARTICLES = 128, 55, 3, 50, 4000
@@ -36,7 +37,7 @@ def time_one_rank(stack, references):
         settings, mine = plan.settings, slice(*comm.share(N_PARTICLES))
         spectra = ring_spectra(normalize_references(plan.references, settings.inside), settings.search)
         images = plan.particles.read(mine)
-        align(images[:1], plan.poses[:1], spectra, settings.search)  # loads what is compiled
+        compile_kernels(comm)
         comm.all_values(None)  # a barrier that does not look round only every 10 ms
         began = time.perf_counter()
         align(images, plan.poses[mine], spectra, settings.search)

@@ -118,11 +118,12 @@ def model(ranks, cores, n_particles, n_references, box, search, update, reduce, 
     search : float
         Seconds of a particle, on one core.
     update : float
-        Seconds of a class, at the root alone.
+        Seconds of a class, on one core; each is one rank's.
     reduce, gather : float
         Seconds of a byte that is summed over all ranks, or gathered at the root; 0 for one rank.
     """
-    return {"search": n_particles / min(ranks, cores) * search, "update": n_references * update,
+    return {"search": n_particles / min(ranks, cores) * search,
+            "update": n_references / min(ranks, cores, n_references) * update,
             "reduce": n_references * box**2 * SUMMED_BYTES * reduce, "gather": n_particles * GATHERED_BYTES * gather}
 
 

@@ -1,16 +1,16 @@
 """One update of the classes: averages and FRC of the sums, new references, replacements for vanished classes.
 
-Plain Python over :mod:`mrefali.average` and a reference function (SPEC section 5); knows no rank.
+Plain Python over :mod:`mrefali.average` and a reference function (SPEC section 5). The ranks share the classes, and
+the root replaces those that vanished.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from mrefali import average, health, reference
 from mrefali.ctf import wiener_divide
-from mrefali.parallel import SERIAL
 
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
@@ -62,45 +62,79 @@ class ClassUpdate:
         return self.frc is None
 
 
-def update_classes(sums, found, references, particles, settings, rng):
+@dataclass(frozen=True)
+class Tally:
+    """What the average of a class needs to know of its particles.
+
+    Attributes
+    ----------
+    k : int
+        The class.
+    counts : (2,) int64
+        Particles of the even and of the odd half.
+    center : int or (2,) float64, px
+        What the reference function is told of centring; of ``center=-1`` that is the mean shift.
+    """
+
+    k: int
+    counts: np.ndarray
+    center: int | np.ndarray
+
+
+@dataclass(frozen=True)
+class Average:
+    """What is made of the sums of one class.
+
+    Attributes
+    ----------
+    image, frc, filter, shift
+        As in ``ClassUpdate``.
+    far : (2,) float64 or None, px
+        The centre of an average that was not moved, as it lies beyond ``center_limit``.
+    """
+
+    image: np.ndarray
+    frc: np.ndarray
+    filter: reference.TanhFilter | None
+    shift: np.ndarray
+    far: np.ndarray | None
+
+
+def update_classes(sums, found, references, particles, settings, rng, comm):
     """New references of the class sums.
 
     Parameters
     ----------
     sums : average.ClassSums
+        Of all ranks, on every rank.
     found : search.Alignments
-        Of all particles.
+        Of all particles, at the root.
     references : (n_references, n, n) float32
         The present ones.
     particles : particles.Particles
         Where those that replace a vanished class are read.
     settings : refine.Settings
     rng : random.Random
+    comm
+        See :mod:`mrefali.parallel`.
 
     Returns
     -------
     list of ClassUpdate
+        None except at the root.
     """
-    members = members_of(found.assign, len(references))
-    updates = average_classes(sums, members, found.poses, settings)
-    _examine(updates, sums, settings)
+    members = members_of(found.assign, len(references)) if comm.is_root else None
+    tallies = comm.from_root(tallies_of(members, found.poses, settings) if comm.is_root else None)
+    averages = comm.each(lambda tally: average_class(tally, sums, tally.k, settings), tallies)
+    healths = _examine(tallies, sums, settings, comm)
+    if not comm.is_root:
+        return None
+    updates = {}
+    for k, made, of_health in zip((tally.k for tally in tallies), averages, healths, strict=True):
+        _say_if_far(k, made, settings)
+        updates[k] = ClassUpdate(made.image, members[k], len(members[k]), made.frc, made.filter, made.shift, *of_health)
     substitute = VANISHED[settings.vanished](members, found, references, particles, settings, rng)
-    return [substitute(k) if update is None else update for k, update in enumerate(updates)]
-
-
-def average_classes(sums, members, poses, settings):
-    """The ``ClassUpdate`` of each class by itself, None for one that vanished.
-
-    Parameters
-    ----------
-    sums : average.ClassSums
-    members : list of int array
-        See :func:`members_of`.
-    poses : (n_particles,) geometry.POSE
-    settings : refine.Settings
-    """
-    return [_averaged(k, sums, k, those, poses, settings) if len(those) >= SMALLEST_CLASS else None
-            for k, those in enumerate(members)]
+    return [updates[k] if k in updates else substitute(k) for k in range(len(references))]
 
 
 def members_of(assign, n_classes):
@@ -109,47 +143,76 @@ def members_of(assign, n_classes):
     return np.split(order, np.cumsum(np.bincount(assign, minlength=n_classes))[:-1])
 
 
-def _examine(updates, sums, settings):
-    """Put into the updates that there are what their averages say of the classes."""
-    there = [k for k, update in enumerate(updates) if update is not None]
-    if not there:
-        return
-    pairs = np.stack([health.shrunk(_half_means(sums, k, updates[k].members), settings.search) for k in there])
-    found = health.examine(pairs, settings.search, SERIAL)
-    for k, like, likeness, detail, error in zip(there, *(values.tolist() for values in vars(found).values()),
-                                                strict=True):
-        updates[k] = replace(updates[k], like=None if like < 0 else there[like], likeness=likeness, detail=detail,
-                             detail_error=error)
+def tallies_of(members, poses, settings):
+    """The ``Tally`` of each class that has not vanished, in order.
+
+    Parameters
+    ----------
+    members : list of int array
+        See :func:`members_of`.
+    poses : (n_particles,) geometry.POSE
+    settings : refine.Settings
+    """
+    return [_tally(k, those, poses, settings) for k, those in enumerate(members) if len(those) >= SMALLEST_CLASS]
 
 
-def _half_means(sums, k, members):
-    """The averages of the two halves of class ``k``, (2, n, n) float64, of one height however few its particles are."""
-    halves, counts = sums.halves(k), np.maximum(np.bincount(members % 2, minlength=2), 1)
-    if sums.ctf_sums is None:
-        return halves / counts[:, None, None]
-    # not by the snr of the run, whose Wiener term flattens a small class more than a large one
-    return np.stack([wiener_divide(half, weight, 1 / (LEAST_CTF_SQ * count))
-                     for half, weight, count in zip(halves, sums.ctf_sq(k), counts, strict=True)])
+def _tally(k, members, poses, settings):
+    center = _mean_shift(poses[members]) if settings.center == -1 else settings.center
+    return Tally(k, np.bincount(members % 2, minlength=2), center)
 
 
-def _averaged(k, sums, row, members, poses, settings):
-    """The update of class ``k``, whose sums are in ``row``."""
+def average_class(tally, sums, row, settings):
+    """The ``Average`` of a class.
+
+    Parameters
+    ----------
+    tally : Tally
+    sums : average.ClassSums
+    row : int
+        Where they have the class.
+    settings : refine.Settings
+    """
     halves = sums.halves(row)
-    total, n_members = halves.sum(axis=0), len(members)
+    total = halves.sum(axis=0)
     if sums.ctf_sums is None:
-        mean = total / n_members
+        mean = total / tally.counts.sum()
     else:
         weights = sums.ctf_sq(row)
         halves = [wiener_divide(half, weight, settings.snr) for half, weight in zip(halves, weights, strict=True)]
         mean = wiener_divide(total, weights.sum(axis=0), settings.snr)
-    frc = average.frc(*halves)
-    center = _mean_shift(poses[members]) if settings.center == -1 else settings.center
-    image, shift, fitted = _call(settings, k, center, mean, frc)
+    frc, far = average.frc(*halves), None
+    image, shift, fitted = _call(settings, tally.k, tally.center, mean, frc)
     if settings.center_limit is not None and np.hypot(*shift) > settings.center_limit:
+        far = -shift
+        image, shift, fitted = _call(settings, tally.k, 0, mean, frc)
+    return Average(image, frc, fitted, shift, far)
+
+
+def _say_if_far(k, made, settings):
+    """Have the log of the run name an average that ``center_limit`` leaves where it is; at the root, which has it."""
+    if made.far is not None:
         details.debug("class %d: its centre x %.3f, y %.3f lies beyond center_limit=%g: the average stays where it is",
-                     k, *-shift, settings.center_limit)
-        image, shift, fitted = _call(settings, k, 0, mean, frc)
-    return ClassUpdate(image, members, n_members, frc, fitted, shift)
+                      k, *made.far, settings.center_limit)
+
+
+def _half_means(tally, sums):
+    """The averages of the two halves of a class, (2, n, n) float64, of one height however few its particles are."""
+    halves, counts = sums.halves(tally.k), np.maximum(tally.counts, 1)
+    if sums.ctf_sums is None:
+        return halves / counts[:, None, None]
+    # not by the snr of the run, whose Wiener term flattens a small class more than a large one
+    return np.stack([wiener_divide(half, weight, 1 / (LEAST_CTF_SQ * count))
+                     for half, weight, count in zip(halves, sums.ctf_sq(tally.k), counts, strict=True)])
+
+
+def _examine(tallies, sums, settings, comm):
+    """``like``, ``likeness``, ``detail`` and ``detail_error`` of each class that there is."""
+    if not tallies:
+        return []
+    pairs = np.stack(comm.each(lambda tally: health.shrunk(_half_means(tally, sums), settings.search), tallies))
+    found, there = health.examine(pairs, settings.search, comm), [tally.k for tally in tallies]
+    return [(None if like < 0 else there[like], *numbers)
+            for like, *numbers in zip(*(values.tolist() for values in vars(found).values()), strict=True)]
 
 
 def _call(settings, k, center, mean, frc):
@@ -219,7 +282,8 @@ def _split_largest(members, found, references, particles, settings, rng):
             numbers = worse[first:first + particles.block_size]
             sums.add(particles.read(numbers), found.poses[numbers], np.zeros(len(numbers), np.int32), numbers,
                      particles.ctf_sq(numbers))
-        split = _averaged(k, sums, 0, worse, found.poses, settings)
+        split = average_class(_tally(k, worse, found.poses, settings), sums, 0, settings)
+        _say_if_far(k, split, settings)
         return ClassUpdate(split.image, members[k], len(members[k]))
     return replace
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from mrefali import average, geometry, seeding
-from mrefali.classes import average_classes, members_of
+from mrefali.classes import average_class, members_of, tallies_of
 from mrefali.fourier import shrink
 from mrefali.search import align_each, ring_spectra
 from mrefali.seeding import coarse_search, find_seeds, search_of
@@ -93,10 +93,9 @@ def _find(particles, settings, n_classes, report):
         sums.add(particles.read(numbers), poses[some], seeds.assign[some], np.arange(n)[some],
                  particles.ctf_sq(numbers))
     # the largest has at least as many particles as an average needs, see checks
-    members = members_of(seeds.assign, seeds.n_classes)
-    made = [c for c in average_classes(sums, members, poses, settings) if c is not None]
-    report(f"{len(made)} classes of {'/'.join(str(c.count) for c in made)} particles")
-    return np.stack([c.image for c in made])
+    tallies = tallies_of(members_of(seeds.assign, seeds.n_classes), poses, settings)
+    report(f"{len(tallies)} classes of {'/'.join(str(t.counts.sum()) for t in tallies)} particles")
+    return np.stack([average_class(tally, sums, tally.k, settings).image for tally in tallies])
 
 
 def _small_search(search):

@@ -388,7 +388,8 @@ def _averaged(plan, found, peak, began):
     counts = np.bincount(found.assign, minlength=n_classes)
     # what stands for a class too small for halves
     means = np.stack([sums.halves(k).sum(axis=0) / max(counts[k], 1) for k in range(n_classes)]).astype(np.float32)
-    classes = update_classes(sums, Alignments(found.assign, plan.poses, peak), means, particles, settings, None)
+    classes = update_classes(sums, Alignments(found.assign, plan.poses, peak), means, particles, settings, None,
+                             parallel.SERIAL)
     averages = np.stack([c.image for c in classes])
     return Iteration(0, found.assign, plan.poses, peak, np.ones(len(peak), bool), classes,
                      average.criterion(averages, settings.core), time.perf_counter() - began, None, 0, 0, False)

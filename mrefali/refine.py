@@ -167,9 +167,9 @@ def first_average(particles, poses, settings, comm):
     sums.merge(comm)
     n, none = particles.n_images, np.zeros((1, particles.box, particles.box), np.float32)
     everyone = Alignments(np.zeros(n, np.int32), poses, np.zeros(n))
-    classes = comm.from_root(
-        update_classes(sums, everyone, none, particles, settings, None) if comm.is_root else None)
-    return classes[0].image[None], fold_in_centring(poses, everyone.assign, classes)
+    classes = update_classes(sums, everyone, none, particles, settings, None, comm)
+    references, shifts = comm.from_root(_references_and_shifts(classes) if comm.is_root else None)
+    return references, fold_in_centring(poses, everyone.assign, shifts)
 
 
 def first_state(references, poses, settings, classes=None):
@@ -180,7 +180,7 @@ def first_state(references, poses, settings, classes=None):
 
 @dataclass(frozen=True)
 class Iteration:
-    """One finished iteration; arrays over the particles are None except at the root.
+    """One finished iteration; classes, and arrays over the particles, are None except at the root.
 
     Attributes
     ----------
@@ -217,7 +217,7 @@ class Iteration:
 
     @property
     def averages(self):
-        """The new references, (n_references, n, n) float32."""
+        """The new references, (n_references, n, n) float32; at the root."""
         return np.stack([c.image for c in self.classes])
 
     @property
@@ -257,12 +257,11 @@ def refine(particles, references, poses, settings, comm, state=None):
         found, sums = _search_and_sum(particles, references, poses, start, settings.stages[stage], comm, number, assign)
         sums.merge(comm)
         everyone = Alignments(*(comm.gather(a) for a in (found.assign, found.poses, found.peak)))
-        classes = comm.from_root(
-            update_classes(sums, everyone, references, particles, settings, rng) if comm.is_root else None)
+        classes = update_classes(sums, everyone, references, particles, settings, rng, comm)
         moved = found.assign != assign
         changed = comm.gather(moved)
-        assign, poses = found.assign, fold_in_centring(found.poses, found.assign, classes)
-        references = np.stack([c.image for c in classes])
+        references, shifts = comm.from_root(_references_and_shifts(classes) if comm.is_root else None)
+        assign, poses = found.assign, fold_in_centring(found.poses, found.assign, shifts)
         criterion = average.criterion(references, settings.core)
         stopped = settings.maxit == 0 and (
             criterion < previous if settings.settled is None else
@@ -293,9 +292,15 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
     return found, sums
 
 
-def fold_in_centring(poses, assign, classes):
-    """``poses``, each composed with the shift that centred the average of its class."""
-    shifts = np.array([np.zeros(2) if c.shift is None else c.shift for c in classes])[assign]
+def _references_and_shifts(classes):
+    """What every rank needs of the classes: (n_references, n, n) float32, and by how much each was moved, px."""
+    return (np.stack([c.image for c in classes]),
+            np.array([np.zeros(2) if c.shift is None else c.shift for c in classes]))
+
+
+def fold_in_centring(poses, assign, shifts):
+    """``poses``, each composed with that of the ``shifts`` (n_references, 2) that centred the average of its class."""
+    shifts = shifts[assign]
     moved = shifts.any(axis=1)
     folded = poses.copy()
     folded[moved] = geometry.compose(poses[moved], geometry.make_poses(0.0, shifts[moved, 0], shifts[moved, 1]))

@@ -12,6 +12,7 @@ import small
 from test_io_hdf import contents
 
 import mrefali
+from mrefali import cli
 from mrefali.io import open_stack
 
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
@@ -174,15 +175,43 @@ def test_ranks_weight_by_the_ctf_as_one_process_does(tmp_path):
     same_files(tmp_path / "mpi", tmp_path / "serial")
 
 
+def test_averages_that_center_limit_leaves_are_in_the_log_whichever_rank_made_them(tmp_path, files):
+    words, logs = [*small.WORDS, "--center_limit=0.05", "--maxit=1"], []
+    assert launch(*files, *words, "--MPI").returncode == 0
+    assert cli.main(["mref_ali2d", *write(tmp_path / "serial"), *words]) == 0
+    same_files(tmp_path / "mpi", tmp_path / "serial")
+    for folder in ("mpi", "serial"):
+        lines = (tmp_path / folder / "out/mrefali.log").read_text().splitlines()
+        logs.append([line[line.index("class "):] for line in lines if "the average stays where it is" in line])
+    assert logs[0] == logs[1]
+    assert [line.split(":")[0] for line in logs[0]] == ["class 0", "class 1"]
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_reference_function_that_fails_ends_all_ranks(tmp_path, files, ranks):
-    """The others wait for what rank 0 makes of the averages; they must not wait for ever."""
+    """It fails on two ranks; one says so, and none waits for ever."""
     (tmp_path / "own.py").write_text("def fails(mask, center, average, frc):\n    raise ValueError('no')\n")
     before = contents(files[0])
     done = launch(*files, *small.WORDS, "--maxit=1", "--MPI", f"--function={tmp_path / 'own.py'}:fails", ranks=ranks)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 2  # of the function, and of its call: one rank's
     assert "own.py:fails failed for class 0: ValueError: no\n" in done.stderr
+    assert contents(files[0]) == before
+
+
+def test_a_reference_function_that_fails_on_another_rank_is_reported_as_on_the_first(tmp_path, files):
+    (tmp_path / "own.py").write_text("""
+def fails(mask, center, average, frc):
+    from mpi4py import MPI
+    if MPI.COMM_WORLD.Get_rank() == 1:
+        raise ValueError("no")
+    return average, (0, 0)
+""")
+    before = contents(files[0])
+    done = launch(*files, *small.WORDS, "--maxit=1", "--MPI", f"--function={tmp_path / 'own.py'}:fails")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 2
+    assert "own.py:fails failed for class 1: ValueError: no\n" in done.stderr
     assert contents(files[0]) == before
 
 

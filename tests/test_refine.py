@@ -11,7 +11,6 @@ import small
 from conftest import JIT
 
 from mrefali import average, reference, refine
-from mrefali.classes import ClassUpdate
 from mrefali.geometry import compose, disc, identity_poses, make_poses
 from mrefali.parallel import SERIAL
 from mrefali.particles import Particles
@@ -126,8 +125,7 @@ def test_vanished_classes_are_replaced_by_the_particles_of_the_slow_twin(seed):
 
 def test_the_centring_shift_is_the_last_thing_a_pose_does():
     poses = make_poses([30.0, 30, 75], 1, 2, [0, 1, 0])
-    classes = [ClassUpdate(None, None, 2, shift=np.array([0.5, -2])), ClassUpdate(None, None, 0)]
-    folded = refine.fold_in_centring(poses, np.array([0, 0, 1], np.int32), classes)
+    folded = refine.fold_in_centring(poses, np.array([0, 0, 1], np.int32), np.array([[0.5, -2], [0, 0]]))
     assert folded[:2].tolist() == compose(poses[:2], make_poses(0, 0.5, -2)).tolist()
     assert folded[1]["sx"] == pytest.approx(0.5)  # -(1 - 0.5): a mirrored particle shifts the other way
     assert folded[2].tolist() == poses[2].tolist()  # a class that was not moved
