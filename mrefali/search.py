@@ -191,10 +191,14 @@ def _bilinear(images, x, y):
     """Bilinear samples (n_images, n_samples) of images at (x, y) px; a sample on the last pixel meets no other."""
     i, j = np.floor(x).astype(int), np.floor(y).astype(int)
     u, v = x - i, y - j
-    last = images.shape[1] - 1
-    right, below = np.minimum(i + 1, last), np.minimum(j + 1, last)
-    return ((1 - v) * ((1 - u) * images[:, j, i] + u * images[:, j, right])
-            + v * ((1 - u) * images[:, below, i] + u * images[:, below, right]))
+    n = images.shape[1]
+    right, below = np.minimum(i + 1, n - 1), np.minimum(j + 1, n - 1)
+    corners = n * j + i, n * j + right, n * below + i, n * below + right
+    samples = np.empty((len(images), len(x)))
+    for image, out in zip(images.reshape(len(images), -1), samples, strict=True):  # one stays in the processor's cache
+        a, b, c, d = (image[corner] for corner in corners)
+        out[:] = (1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * c + u * d)
+    return samples
 
 
 @dataclass(frozen=True)
