@@ -47,7 +47,7 @@ ITERATIONS = 3
 #: How often classes are split and dropped at most, and how often without gain.
 ROUNDS, VAIN_ROUNDS = 8, 2
 
-#: A class is not split anew that has this share of its particles in common with one that was not to be split.
+#: A class is not cut anew that has this share of its particles in common with one that was cut before.
 SAME_CLASS = 0.95
 
 #: A class of fewer particles is not split, and no part may have fewer than ``SMALLEST_PART``.
@@ -132,7 +132,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     """
     contrast = Contrast(images, search.outer_radius)
     averages, counts = _first_averages(images, n_classes, contrast, search, rng)
-    best, n_vain, whole = None, 0, []
+    best, n_vain, cuts = None, 0, []
     for number in range(ROUNDS):
         state = _settle(images, averages, counts, contrast, search)
         kept = _needed(state.scores, n_classes)
@@ -140,10 +140,10 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
         report(f"round {number + 1}: {len(state.counts)} classes")
         better = best is None or state.rank > best.rank
         best, n_vain = (state, 0) if better else (best, n_vain + 1)
-        averages, counts = _split(images, state, n_classes, contrast, search, whole)
+        averages, counts = _split(images, state, n_classes, contrast, search, cuts)
         if averages is None or n_vain == VAIN_ROUNDS:
             break
-    averages, counts = _split(images, best, n_classes - len(best.counts), contrast, search, [], sure=0.0)
+    averages, counts = _split(images, best, n_classes - len(best.counts), contrast, search, cuts, sure=0.0)
     if averages is not None:
         fuller = _settle(images, averages, counts, contrast, search)
         if fuller.rank > best.rank:  # so far one class was asked, and in doubt; now all are
@@ -424,21 +424,21 @@ def _needed(scores, most):
     return kept
 
 
-def _split(images, state, most, contrast, search, whole, sure=SURE):
+def _split(images, state, most, contrast, search, cuts, sure=SURE):
     """Averages and counts with the parts of ``most`` classes, at most, in place of those that particles tell apart.
 
-    None if there are none. ``whole`` holds the members of classes that are not to be split, and gets those of others.
+    None if there are none. ``cuts`` has members and parts of classes that were cut before, and gets those of others.
     """
     parts = {}
     for k in np.flatnonzero((state.counts >= SMALLEST_SPLIT) & (most > 0)):
         members = np.flatnonzero(state.found.assign == k)
-        if any(len(np.intersect1d(members, other)) >= SAME_CLASS * max(len(members), len(other)) for other in whole):
-            continue
-        worth, part = _split_one(images[members], state.found.poses[members], contrast, search, sure)
-        if worth > 0:
-            parts[k] = worth, part
-        else:
-            whole.append(members)
+        cut = next((known for others, known in cuts if _are_same(members, others)), None)
+        if cut is None:
+            cut = _cut_in_two(images[members], state.found.poses[members], contrast, search)
+            cuts.append((members, cut))
+        worths = [_worth(both.scores, np.arange(2), sure).min() for both in cut]
+        if worths and max(worths) > 0:
+            parts[k] = max(worths), cut[int(np.argmax(worths))]
     chosen = sorted(parts, key=lambda k: -parts[k][0])[:most]
     if not chosen:
         return None, None
@@ -448,21 +448,22 @@ def _split(images, state, most, contrast, search, whole, sure=SURE):
     return averages, counts
 
 
-def _split_one(images, poses, contrast, search, sure):
-    """The best cut of the members of one class: what the less useful part is worth, and the ``State``."""
+def _are_same(members, others):
+    """Whether two classes, given by their members, have nearly all of these in common."""
+    return len(np.intersect1d(members, others)) >= SAME_CLASS * max(len(members), len(others))
+
+
+def _cut_in_two(images, poses, contrast, search):
+    """The ``State`` of two parts of one class for each way to cut it, but for those with a part that is too small."""
     moved = average.transform(images, poses)
     pixels = contrast.pixels(moved, max(NEIGHBOURS))
     pixels -= pixels.mean(axis=0)
-    best = -np.inf, None
+    states = []
     for component in _components(pixels):
         part = _cut(component)
         averages = contrast.centered(np.stack([moved[part == h].mean(axis=0) for h in (0, 1)]))
-        state = _settle(images, averages, np.bincount(part, minlength=2), contrast, search)
-        if state.counts.min() >= SMALLEST_PART:
-            worth = _worth(state.scores, np.arange(2), sure).min()
-            if worth > best[0]:
-                best = worth, state
-    return best
+        states.append(_settle(images, averages, np.bincount(part, minlength=2), contrast, search))
+    return [state for state in states if state.counts.min() >= SMALLEST_PART]
 
 
 def _components(pixels):

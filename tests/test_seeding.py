@@ -18,6 +18,8 @@ from mrefali.seeding import (
     _cut,
     _fit,
     _needed,
+    _settle,
+    _split,
     _worth,
     find_seeds,
     search_of,
@@ -163,6 +165,19 @@ def test_views_are_found_and_no_more(seed):
 
 
 @pytest.mark.jit_only
+def test_a_class_of_two_views_is_cut_once_whatever_is_asked_of_its_parts(monkeypatch):
+    images, made = particles(n=80, views=2)
+    search = search_of(BOX, RADIUS, 1)[0]
+    contrast, mean = Contrast(images, RADIUS), transform(images, made.poses).mean(axis=0)
+    state, cuts = _settle(images, mean[None], np.array([80]), contrast, search), []
+    averages, counts = _split(images, state, 1, contrast, search, cuts)
+    assert min(counts) >= 38  # of 40
+    monkeypatch.setattr(seeding, "_cut_in_two", None)
+    again, _ = _split(images, state, 1, contrast, search, cuts, sure=0.0)
+    np.testing.assert_array_equal(again, averages)
+
+
+@pytest.mark.jit_only
 @pytest.mark.parametrize("offered", ["noise", "views"])
 def test_classes_are_filled_up_where_none_can_be_dropped_then(monkeypatch, offered):
     images, made = particles(n=150)
@@ -170,7 +185,7 @@ def test_classes_are_filled_up_where_none_can_be_dropped_then(monkeypatch, offer
     averages = np.stack([moved[made.classes == k].mean(axis=0) for k in range(3)])
     kinds = {"noise": np.random.default_rng(0).normal(size=averages.shape).astype(np.float32), "views": averages}
 
-    def split(images, state, most, contrast, search, whole, sure=None):
+    def split(images, state, most, contrast, search, cuts, sure=None):
         return (None, None) if sure is None else (kinds[offered], np.full(3, 50))
 
     monkeypatch.setattr(seeding, "_split", split)
