@@ -804,6 +804,149 @@ def search_each(images, centres, first, count, references, rings, shifts, n_chun
                                mine)
 
 
+# --- classes of limited size
+
+#: What it costs to move a particle from class a to class b, for all a and b; a cost is a whole number.
+Moves = namedtuple("Moves", [
+    "cheapest",  # (n_classes, n_classes) int64: of the cheapest move; NEVER where a has no particle
+    "queue",  # (n_classes, n_classes, length) int32: particles of a, the cheapest to move last; some have left by now
+    "n_queued",  # (n_classes, n_classes) int64
+    "limit",  # (n_classes, n_classes) int64: particles of a that are not in the queue cost at least this
+    "known",  # (n_classes,) bool: whether the queues of a were ever filled
+])
+
+NEVER = 1 << 60  # more than any path costs
+
+
+@njit(cache=True)
+def _cost(i, a, b, scores, per_unit):
+    return np.int64(np.rint(scores[i, a] * per_unit)) - np.int64(np.rint(scores[i, b] * per_unit))
+
+
+@njit(cache=True)
+def _fill_queue(a, b, members, scores, per_unit, moves):
+    """Queue those ``members`` of class ``a`` that are cheapest to move to ``b``, equal ones in order of index."""
+    costs = np.empty(members.size, np.int64)
+    for j in range(members.size):
+        costs[j] = _cost(members[j], a, b, scores, per_unit)
+    length = moves.queue.shape[2]
+    if members.size > length:
+        moves.limit[a, b] = np.partition(costs, length - 1)[length - 1]
+        chosen = np.concatenate((np.flatnonzero(costs < moves.limit[a, b]),
+                                 np.flatnonzero(costs == moves.limit[a, b])))[:length]
+    else:
+        moves.limit[a, b] = NEVER
+        chosen = np.arange(members.size)
+    order = np.argsort(costs[chosen], kind="mergesort")[::-1]
+    moves.n_queued[a, b] = order.size
+    for j in range(order.size):
+        moves.queue[a, b, j] = members[chosen[order[j]]]
+
+
+@njit(cache=True)
+def _update_moves(a, scores, per_unit, assign, moves):
+    """Bring the cheapest moves out of class ``a`` up to date."""
+    members = np.empty(0, np.int64)
+    for b in range(scores.shape[1]):
+        n = moves.n_queued[a, b]
+        while n > 0 and assign[moves.queue[a, b, n - 1]] != a:
+            n -= 1
+        moves.n_queued[a, b] = n
+        if n == 0 and b != a and (moves.limit[a, b] < NEVER or not moves.known[a]):
+            if members.size == 0:
+                members = np.flatnonzero(assign == a)
+            _fill_queue(a, b, members, scores, per_unit, moves)
+        n = moves.n_queued[a, b]
+        moves.cheapest[a, b] = _cost(moves.queue[a, b, n - 1], a, b, scores, per_unit) if n > 0 else NEVER
+    moves.known[a] = True
+
+
+@njit(cache=True)
+def _enqueue(i, a, scores, per_unit, moves):
+    """Let particle ``i``, new in class ``a``, take its place in those queues that it is cheap enough for."""
+    length = moves.queue.shape[2]
+    for b in range(scores.shape[1]):
+        cost = _cost(i, a, b, scores, per_unit)
+        if b == a or cost >= moves.limit[a, b]:
+            continue
+        queue, n = moves.queue[a, b], moves.n_queued[a, b]
+        if n == length:
+            moves.limit[a, b] = _cost(queue[0], a, b, scores, per_unit)
+            queue[:-1] = queue[1:].copy()
+            n -= 1
+        at = n
+        while at > 0 and _cost(queue[at - 1], a, b, scores, per_unit) < cost:
+            queue[at] = queue[at - 1]
+            at -= 1
+        queue[at] = i
+        moves.n_queued[a, b] = n + 1
+
+
+@njit(cache=True)
+def _cheapest_path(gives, takes, scores, per_unit, assign, moves):
+    """Classes of the cheapest path from one that ``gives`` to one that ``takes``, last first (Bellman and Ford)."""
+    n_classes = scores.shape[1]
+    cost = np.where(gives, 0, NEVER)
+    previous, changed = np.full(n_classes, -1), gives.copy()
+    while changed.any():
+        for a in range(n_classes):
+            if not changed[a]:
+                continue
+            changed[a] = False
+            if not moves.known[a]:
+                _update_moves(a, scores, per_unit, assign, moves)
+            for b in range(n_classes):
+                if cost[a] + moves.cheapest[a, b] < cost[b]:
+                    cost[b], previous[b] = cost[a] + moves.cheapest[a, b], a
+                    changed[b] = not takes[b]  # where a particle can stay it goes no farther
+    path = [np.argmin(np.where(takes, cost, NEVER))]
+    while previous[path[-1]] >= 0:
+        path.append(previous[path[-1]])
+    return path
+
+
+@njit(cache=True)
+def assign_within(scores, fewest, most, per_unit, length, assign):
+    """Move particles between classes until each has ``fewest`` to ``most``, at the least loss of scores in all.
+
+    One after another, particles are moved along the cheapest path from a class that has too many to one that has
+    room, one from each class on the path to the next: successive shortest paths, on the graph of the classes. Costs
+    are whole numbers, so that no rounding makes a circle of moves seem a gain.
+
+    Parameters
+    ----------
+    scores : (n_particles, n_classes) float32
+    fewest, most : int
+    per_unit : float64
+        What makes of a score a whole number, when rounded, of at most 2**30 but for its sign.
+    length : int
+        Particles in a queue; matters to time and memory alone.
+    assign : (n_particles,) int32
+        The best class of each; changed.
+    """
+    n_classes = scores.shape[1]
+    shape = (n_classes, n_classes)
+    moves = Moves(np.full(shape, NEVER), np.empty((n_classes, n_classes, length), np.int32), np.zeros(shape, np.int64),
+                  np.full(shape, NEVER), np.zeros(n_classes, np.bool_))
+    counts = np.bincount(assign, minlength=n_classes)
+    while counts.max() > most or counts.min() < fewest:
+        if counts.max() > most:
+            path = _cheapest_path(counts > most, counts < most, scores, per_unit, assign, moves)
+        else:
+            path = _cheapest_path(counts > fewest, counts < fewest, scores, per_unit, assign, moves)
+        for step in range(len(path) - 1):
+            b, a = path[step], path[step + 1]
+            i = moves.queue[a, b, moves.n_queued[a, b] - 1]
+            assign[i] = b
+            if moves.known[b]:
+                _enqueue(i, b, scores, per_unit, moves)
+        counts[path[0]] += 1
+        counts[path[-1]] -= 1
+        for a in path:
+            if moves.known[a]:
+                _update_moves(a, scores, per_unit, assign, moves)
+
+
 # --- pixels
 
 

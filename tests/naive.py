@@ -4,6 +4,7 @@ Every fast kernel of ``mrefali`` is held against these functions. They share not
 POSE arrays that stand for (alpha, sx, sy, mirror).
 """
 
+import itertools
 import random
 
 import numpy as np
@@ -363,3 +364,15 @@ def update(images, references, poses, assign, mask, core, center, rng):
     criterion = sum((ref[core] ** 2).mean() for ref in references)
     return dict(assign=assign, poses=poses.copy(), averages=np.array(references), frc=tables, filters=filters,
                 centers=centers, members=members, criterion=criterion)
+
+
+# --- classes of limited size
+
+
+def best_worth(scores, fewest, most):
+    """Largest sum of the scores of any assignment with ``fewest`` to ``most`` particles in each class: try them all."""
+    n_particles, n_classes = scores.shape
+    worths = [sum(float(scores[i, k]) for i, k in enumerate(assign))
+              for assign in itertools.product(range(n_classes), repeat=n_particles)
+              if all(fewest <= assign.count(k) <= most for k in range(n_classes))]
+    return max(worths)
