@@ -17,6 +17,9 @@ details = logging.getLogger("mrefali.details")  # for the log of the run alone
 #: A class with fewer particles has vanished.
 SMALLEST_CLASS = 4
 
+#: ``reseed`` looks at so many times as many particles as a class has on average, but never at more than half of all.
+WORST = 2
+
 #: Where classes are compared, added to the mean CTF^2 of their particles, which is about 0.5 but near its zeros.
 LEAST_CTF_SQ = 0.1
 
@@ -276,17 +279,45 @@ def _split_largest(members, found, references, particles, settings, rng):
         middle = (len(piece) + 1) // 2
         pieces[largest], worse = piece[:middle], np.sort(piece[middle:])
         details.debug("class %d: takes the %d particles of class %d that fit it worse", k, len(worse), largest)
-        sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
-                                 settings.move)
-        for first in range(0, len(worse), particles.block_size):
-            numbers = worse[first:first + particles.block_size]
-            sums.add(particles.read(numbers), found.poses[numbers], np.zeros(len(numbers), np.int32), numbers,
-                     particles.ctf_sq(numbers))
-        split = average_class(_tally(k, worse, found.poses, settings), sums, 0, settings)
-        _say_if_far(k, split, settings)
-        return ClassUpdate(split.image, members[k], len(members[k]))
+        return ClassUpdate(_reference_of(worse, k, found, particles, settings), members[k], len(members[k]))
     return replace
 
 
+def _reseed(members, found, references, particles, settings, rng):
+    """The average of particles that fit worst, all of one class.
+
+    Of the ``WORST`` N / K particles with the lowest peaks, equal ones by index, it takes those of the class that most
+    of them are in: a view that has no class is in that of the view most like it, and fits badly, while particles of
+    several classes, and so of several alignments, make no average. A second vanished class takes of what is left.
+    A class of fewer than ``SMALLEST_CLASS`` such particles is not robbed: the vanished one keeps its reference.
+    """
+    left = np.lexsort((np.arange(particles.n_images), found.peak))
+    n_worst = min(WORST * particles.n_images // len(members), particles.n_images // 2)
+
+    def replace(k):
+        nonlocal left
+        worst = left[:n_worst]
+        home = np.bincount(found.assign[worst], minlength=len(members)).argmax()
+        taken = np.sort(worst[found.assign[worst] == home])
+        if len(taken) < SMALLEST_CLASS:
+            return ClassUpdate(references[k], members[k], len(members[k]))
+        left = left[~np.isin(left, taken)]
+        details.debug("class %d: takes the %d particles of class %d that fit worst", k, len(taken), home)
+        return ClassUpdate(_reference_of(taken, k, found, particles, settings), members[k], len(members[k]))
+    return replace
+
+
+def _reference_of(numbers, k, found, particles, settings):
+    """The reference of class ``k`` that these particles make, as they were aligned."""
+    sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
+                             settings.move)
+    for first in range(0, len(numbers), particles.block_size):
+        some = numbers[first:first + particles.block_size]
+        sums.add(particles.read(some), found.poses[some], np.zeros(len(some), np.int32), some, particles.ctf_sq(some))
+    made = average_class(_tally(k, numbers, found.poses, settings), sums, 0, settings)
+    _say_if_far(k, made, settings)
+    return made.image
+
+
 #: What ``vanished`` may be.
-VANISHED = {"random": _replace_at_random, "split": _split_largest, "keep": _keep}
+VANISHED = {"random": _replace_at_random, "split": _split_largest, "keep": _keep, "reseed": _reseed}

@@ -69,8 +69,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         for the alignment alone; opens with the iterations
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
-    vanished : str, random, split or keep
-        what replaces a class of fewer than four
+    vanished : str, random, split, keep or reseed
+        what replaces a class of under four
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
@@ -165,8 +165,8 @@ def classify(stack: str, outdir: str, mask: str = None, *,
         for the alignment alone; opens with the iterations
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
-    vanished : str, random, split or keep
-        what replaces a class of fewer than four
+    vanished : str, random, split, keep or reseed
+        what replaces a class of under four
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier

@@ -88,7 +88,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         High-pass the references for the alignment.
     vanished : str
         What replaces the reference of a class with fewer than four particles: ``random`` a particle drawn at random,
-        ``split`` the worse half of the largest class, ``keep`` the reference it had.
+        ``split`` the worse half of the largest class, ``keep`` the reference it had, ``reseed`` the particles that fit
+        worst.
     center_limit : float, optional, px
         An average whose centre lies farther out is left where it is.
     interpolation : str

@@ -160,7 +160,31 @@ def test_split_keeps_the_reference_where_no_half_would_be_a_class():
     assert (updates[1].count, updates[1].members.tolist()) == (2, [7, 8])
 
 
-@pytest.mark.parametrize("policy", ["split", "keep"])
+def test_reseed_takes_those_that_fit_worst_of_the_class_that_has_most_of_them():
+    """Of 24 particles of four classes half are looked at; class 3 has eight of those with low peaks, class 0 four."""
+    peak = np.ones(24)
+    peak[[0, 1, 2, 3]] = 0.1
+    peak[[13, 14, 16, 17, 19, 20, 22, 23]] = 0.5
+    images, updates = vanish("reseed", [12, 0, 0, 12], peak, NoDraw())
+    np.testing.assert_allclose(updates[1].image, half_of(images, [13, 14, 16, 17, 19, 20, 22, 23]), rtol=0, atol=1e-6)
+    assert (updates[1].vanished, updates[1].count, updates[1].members.tolist()) == (True, 0, [])
+    assert updates[3].members.tolist() == list(range(12, 24))
+    # what is left: of the lowest twelve these four are in class 0, and so are the first eight of equal peaks
+    np.testing.assert_allclose(updates[2].image, half_of(images, list(range(12))), rtol=0, atol=1e-6)
+
+
+def test_reseed_of_two_classes_takes_the_worse_half_of_the_other():
+    peak = np.arange(20, dtype=float)
+    images, updates = vanish("reseed", [20, 0], peak)
+    np.testing.assert_allclose(updates[1].image, half_of(images, list(range(10))), rtol=0, atol=1e-6)
+
+
+def test_reseed_keeps_the_reference_where_too_few_are_left():
+    _, updates = vanish("reseed", [6, 0])
+    np.testing.assert_array_equal(updates[1].image, references(2)[1])
+
+
+@pytest.mark.parametrize("policy", ["split", "keep", "reseed"])
 def test_the_same_call_finds_the_same(policy):
     images, views = small.particles(), np.stack([*small.references(), -small.references()[0]])
     settings = make_settings(images, vanished=policy, maxit=3)
@@ -171,7 +195,7 @@ def test_the_same_call_finds_the_same(policy):
         assert one.poses.tobytes() == other.poses.tobytes()
 
 
-@pytest.mark.parametrize("policy", ["split", "keep"])
+@pytest.mark.parametrize("policy", ["split", "keep", "reseed"])
 def test_the_averages_file_says_that_nobody_is_in_a_class(tmp_path, policy):
     stack, refs = small.write(tmp_path)
     write_stack(refs, np.stack([*small.references(), -small.references()[0]]))
@@ -183,7 +207,7 @@ def test_the_averages_file_says_that_nobody_is_in_a_class(tmp_path, policy):
     assert averages.read(2, 3).any()
     assert not (out / "drm0000002.txt").exists()
     assert "class 2: vanished with 0 particles\n" in (out / "mrefali.log").read_text()
-    assert ("class 2: takes the " in (out / "mrefali.log").read_text()) is (policy == "split")
+    assert ("class 2: takes the " in (out / "mrefali.log").read_text()) is (policy != "keep")
 
 
 # --- what the averages say of their classes

@@ -153,7 +153,7 @@ def test_one_rank_of_each_machine_compiles():
     assert sorted(done.stdout.splitlines()) == ["rank 0 compiles", "rank 2 compiles"]
 
 
-@pytest.mark.parametrize("policy", ["split", "keep"])
+@pytest.mark.parametrize("policy", ["split", "keep", "reseed"])
 def test_ranks_replace_a_vanished_class_as_one_process_does(tmp_path, files, policy):
     one = write(tmp_path / "serial")
     for path in (files[1], one[1]):
