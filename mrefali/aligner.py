@@ -6,7 +6,7 @@ Arrays in, arrays out: this module knows no file and no rank. Imports average, g
 import numpy as np
 
 from mrefali import average, geometry
-from mrefali.search import Alignments, align, ring_spectra
+from mrefali.search import Alignments, align, align_to, peaks_of_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
 
@@ -23,7 +23,7 @@ class Aligner:
     """
 
     def __init__(self, references, settings, number):
-        self._settings = settings
+        self._settings, self.n_references = settings, len(references)
         within = geometry.disc(settings.search.box, settings.search.outer_radius)
         references = average.normalize_references(settings.band.filtered(references, number, within), settings.inside)
         if settings.normalize_references:
@@ -32,10 +32,16 @@ class Aligner:
         self._splines = splines(references) if settings.local or settings.subpixel else None
 
     def __call__(self, images, poses, assign):
-        """``search.Alignments`` of (n_particles, n, n) float32; ``assign`` is used by a local refinement only."""
+        """``search.Alignments`` of (n_particles, n, n) float32; ``assign`` counts where particles choose no class."""
         search = self._settings.search
         if self._settings.local:
             found = Alignments(assign.copy(), poses, np.zeros(len(images)))
+        elif self._settings.assignment != "best":
+            found = align_to(images, poses, assign, self._spectra, search)
         else:
             found = align(images, poses, self._spectra, search)
         return found if self._splines is None else sharpen(images, found, self._splines, search)
+
+    def peaks(self, images, poses):
+        """How high each particle correlates with each reference, (n_particles, n_references) float32."""
+        return peaks_of_each(images, poses, self._spectra, self._settings.search)

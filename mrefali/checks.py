@@ -14,6 +14,7 @@ import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpool
 from threadpoolctl import threadpool_limits
 
 from mrefali import average, classification, ctf, fourier, geometry, memory, parallel, reference, sharpening
+from mrefali.assignment import ASSIGNMENTS
 from mrefali.band import Band
 from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
@@ -60,6 +61,7 @@ class Options:
     reference_free: bool = False
     K: int | None = None
     normalize_references: bool = False
+    assignment: str = "best"
     settled: float | None = None
 
 
@@ -131,6 +133,8 @@ def prepare(stack, references, options, comm, poses=None):
             _check_enough(stack, options.K or 1)
         else:
             _check_same_images(stack, references)
+            if options.assignment != "best":
+                _check_class_size(stack, references, options.assignment)
         if options.K is not None:
             options = _with_default_search(options, stack.box)
         ou = geometry.default_outer_radius(stack.box) if options.ou == -1 else options.ou
@@ -144,7 +148,7 @@ def prepare(stack, references, options, comm, poses=None):
         classes = _classes_to_refine(stack, references, poses, assign) if options.local else None
         of_stack = read_ctf(stack, options.snr) if options.CTF else None
         images = None if options.reference_free else references.read(0, references.n_images)
-    compile_kernels(comm)
+    compile_kernels(comm, options.assignment)
     with comm.agreeing():
         if images is not None:
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
@@ -152,6 +156,8 @@ def prepare(stack, references, options, comm, poses=None):
         others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
         if options.K is not None and comm.is_root:
             others += classification.bytes_needed(stack.n_images, options.K, search)
+        if options.assignment != "best":
+            others += memory.of_peaks(stack.n_images, n_references, comm.size)
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         others += (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
@@ -162,7 +168,8 @@ def prepare(stack, references, options, comm, poses=None):
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
                         options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation],
-                        normalize_references=options.normalize_references, settled=options.settled)
+                        normalize_references=options.normalize_references, assignment=options.assignment,
+                        settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes, poses)
@@ -186,6 +193,8 @@ def _check_options(options):
     if None not in (options.lowpass, options.highpass) and options.highpass >= options.lowpass:
         raise InputError(f"highpass={options.highpass:g} is not below lowpass={options.lowpass:g}, which leaves "
                          "nothing to align by: give a lower highpass, or a higher lowpass")
+    if options.assignment not in ASSIGNMENTS:
+        raise InputError(f"assignment={options.assignment} is not known: give {', '.join(ASSIGNMENTS)}")
     if options.interpolation not in INTERPOLATIONS:
         raise InputError(f"interpolation={options.interpolation} is not known: give {' or '.join(INTERPOLATIONS)}")
     return options
@@ -327,6 +336,14 @@ def _check_enough(stack, n_classes):
         classes = "an average" if n_classes == 1 else f"K={n_classes} classes"
         raise InputError(f"{stack.path}: {stack.n_images} particles are too few for {classes}: give at least "
                          f"{SMALLEST_CLASS * n_classes}")
+
+
+def _check_class_size(stack, references, assignment):
+    """Of raw particles :func:`_check_enough` says the same."""
+    if stack.n_images < SMALLEST_CLASS * references.n_images:
+        raise InputError(f"{stack.path}: {stack.n_images} particles are too few for assignment={assignment} to "
+                         f"{references.n_images} classes of at least {SMALLEST_CLASS}: give at most "
+                         f"{stack.n_images // SMALLEST_CLASS} references, or assignment=best")
 
 
 def _check_same_images(stack, references):

@@ -14,9 +14,9 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
                function: str = "ref_ali2d", rand_seed: int = 1000, MPI: bool = False,
                mirror: bool = True, subpixel: bool = False, lowpass: float = None, highpass: float = None,
                vanished: str = "random", center_limit: float = None, interpolation: str = "quadratic",
-               normalize_references: bool = False, threads: int = 0, max_memory: str = None,
-               quiet: bool = False, check: bool = False, live: bool = False, resume: bool = False,
-               save_every: int = 0, write_back: str = "journal"):
+               normalize_references: bool = False, assignment: str = "best", threads: int = 0,
+               max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
+               resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """Align the particles of a stack to several references and average each class.
 
     OUTDIR gets the class averages (aqmIII.hdf), their FRC curves (drmIIIRRRR.txt), multi_ref.hdf and a log;
@@ -77,6 +77,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         how particles are moved into the averages
     normalize_references : bool
         scale references to one standard deviation, so none wins by contrast
+    assignment : str, best, capped or equal
+        class sizes: any, up to 3 x the mean, or equal
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -106,8 +108,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                rand_seed, MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass, highpass=highpass, vanished=vanished,
                center_limit=center_limit, interpolation=interpolation, normalize_references=normalize_references,
-               threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume,
-               save_every=save_every, write_back=write_back)
+               assignment=assignment, threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live,
+               resume=resume, save_every=save_every, write_back=write_back)
 
 
 def classify(stack: str, outdir: str, mask: str = None, *,
@@ -115,8 +117,8 @@ def classify(stack: str, outdir: str, mask: str = None, *,
              maxit: int = 0, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
              rand_seed: int = 1000, MPI: bool = False, mirror: bool = True, subpixel: bool = True,
              lowpass: float = None, highpass: float = None, vanished: str = "split",
-             center_limit: float = None, interpolation: str = "quadratic", threads: int = 0,
-             max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
+             center_limit: float = None, interpolation: str = "quadratic", assignment: str = "best",
+             threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
              resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """From raw particles to class averages and poses, without references.
 
@@ -171,6 +173,8 @@ def classify(stack: str, outdir: str, mask: str = None, *,
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
         how particles are moved into the averages
+    assignment : str, best, capped or equal
+        class sizes: any, up to 3 x the mean, or equal
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -198,8 +202,8 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     classify(stack, outdir, mask, K=K, ir=ir, ou=ou, xr=xr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
              function=function, rand_seed=rand_seed, MPI=MPI, mirror=mirror, subpixel=subpixel, lowpass=lowpass,
              highpass=highpass, vanished=vanished, center_limit=center_limit, interpolation=interpolation,
-             threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live, resume=resume,
-             save_every=save_every, write_back=write_back)
+             assignment=assignment, threads=threads, max_memory=max_memory, quiet=quiet, check=check, live=live,
+             resume=resume, save_every=save_every, write_back=write_back)
 
 
 def seed(stack: str, refs: str, mask: str = None, *,

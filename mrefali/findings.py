@@ -87,7 +87,7 @@ def _vanished(run):
         yield (f"{gone.size} of {run.n_references} classes vanished",
                f"{_named('Class', 'Classes', gone)} {'has' if gone.size == 1 else 'have'} fewer than four particles, "
                "too few for an average. References of unequal contrast do this: scale them to one standard deviation, "
-               "or give fewer references, or --vanished=split.")
+               "or give fewer references, or --vanished=split, or --assignment=equal.")
 
 
 def _dominant(run):

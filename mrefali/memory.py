@@ -14,6 +14,10 @@ BLOCKS_HELD = 3
 #: Of a particle: its poses, classes and peaks before and after, and what is made of them for tables and headers.
 PARTICLE_BYTES = 200
 
+#: Where classes are of limited size: of a particle and a reference the peak; of a particle what is made of its peaks;
+#: of two references what it costs to go from one to the other; and what a search keeps before peaks are taken from it.
+PEAK_BYTES, WEIGHED_BYTES, MOVE_BYTES, FOUND_BYTES = 4, 150, 64, 12 << 20
+
 #: Of a pixel of a reference: ring spectra and what they are made of, sums of two halves, averages.
 REFERENCE_PIXEL_BYTES = 48
 
@@ -64,6 +68,19 @@ def without_blocks(n_particles, n_references, box):
     """
     return (resident_bytes() + WORK_BYTES + PARTICLE_BYTES * n_particles
             + REFERENCE_PIXEL_BYTES * n_references * box**2)
+
+
+def of_peaks(n_particles, n_references, n_ranks):
+    """Bytes that the root takes to assign all particles together: its own peaks, and those of all ranks.
+
+    Parameters
+    ----------
+    n_particles, n_references, n_ranks : int
+    """
+    held = n_particles if n_ranks == 1 else n_particles + n_particles // n_ranks
+    queued = n_particles * n_references // 2
+    return (PEAK_BYTES * held * n_references + queued + WEIGHED_BYTES * n_particles + MOVE_BYTES * n_references**2
+            + FOUND_BYTES)
 
 
 def block_bytes(limit, others, box):

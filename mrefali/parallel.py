@@ -5,6 +5,7 @@ but errors.
 """
 
 import atexit
+import math
 import os
 import sys
 import time
@@ -146,8 +147,10 @@ class Mpi(Serial):
     def gather(self, array):
         # straight into one array: pickled, the pieces would be there three times
         lengths = self.all_values(len(array))
-        joined = np.empty(sum(lengths), array.dtype) if self.is_root else None
-        item = self._mpi.BYTE.Create_contiguous(array.itemsize).Commit()  # counted in these, 2^31 is far away
+        row = array.shape[1:]
+        joined = np.empty((sum(lengths), *row), array.dtype) if self.is_root else None
+        # counted in these, 2^31 is far away
+        item = self._mpi.BYTE.Create_contiguous(array.itemsize * math.prod(row)).Commit()
         try:
             self._communicator.Gatherv([np.ascontiguousarray(array), len(array), item], [joined, lengths, item])
         finally:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mrefali import average, geometry, signals
 from mrefali.aligner import Aligner
+from mrefali.assignment import assign_within_limits
 from mrefali.band import Band
 from mrefali.classes import update_classes
 from mrefali.progress import progress
@@ -58,6 +59,8 @@ class Settings:
         Of images and poses; how particles are carried into the averages, see ``fourier.INTERPOLATIONS``.
     normalize_references : bool
         Whether references are scaled to one standard deviation for the alignment.
+    assignment : str
+        How a particle gets its class, see ``assignment.ASSIGNMENTS``.
     settled : float or None
         With ``maxit=0``, end a stage when no larger share of the particles changed class, not when the criterion falls.
     """
@@ -79,6 +82,7 @@ class Settings:
     band: Band = Band()
     move: object = average.transform
     normalize_references: bool = False
+    assignment: str = "best"
     settled: float | None = None
 
     @property
@@ -278,17 +282,17 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
     sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
                              particles.ctf is not None, settings.move)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
-    with progress(particles.n_images, number, settings.most_iterations, comm.is_root and not settings.quiet) as bar:
-        for block, images in particles.stream(start, start + n):
-            signals.check()
-            average.normalize_particles(images, particles.inside)
+    passes = 1 if settings.assignment == "best" else 2
+    with progress(passes * particles.n_images, number, settings.most_iterations,
+                  comm.is_root and not settings.quiet) as bar:
+        if settings.assignment != "best":
+            assign = _assign_together(aligner, particles, poses, start, settings, comm, bar)
+        for block, images in _normalized(particles, start, start + n, bar):
             mine = slice(block.start - start, block.stop - start)
             aligned = aligner(images, poses[mine], assign[mine])
             sums.add(images, aligned.poses, aligned.assign, np.arange(block.start, block.stop),
                      particles.ctf_sq(block))
             found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak
-            # the other ranks are as far
-            bar.update((block.stop - start) * particles.n_images // n - bar.n)
     return found, sums
 
 
@@ -296,6 +300,29 @@ def _references_and_shifts(classes):
     """What every rank needs of the classes: (n_references, n, n) float32, and by how much each was moved, px."""
     return (np.stack([c.image for c in classes]),
             np.array([np.zeros(2) if c.shift is None else c.shift for c in classes]))
+
+
+def _assign_together(aligner, particles, poses, start, settings, comm, bar):
+    """The class of each of this rank's particles, which depends on how all particles fit all references."""
+    n = len(poses)
+    peaks = np.empty((n, aligner.n_references), np.float32)
+    for block, images in _normalized(particles, start, start + n, bar):
+        mine = slice(block.start - start, block.stop - start)
+        peaks[mine] = aligner.peaks(images, poses[mine])
+    peaks = comm.gather(peaks)
+    assign = comm.from_root(assign_within_limits(peaks, settings.assignment) if comm.is_root else None)
+    return assign[start:start + n]
+
+
+def _normalized(particles, start, stop, bar):
+    """Blocks of particles as ``Particles.stream`` has them, normalised; the ``bar`` moves as each is done with."""
+    begun = bar.n
+    for block, images in particles.stream(start, stop):
+        signals.check()
+        average.normalize_particles(images, particles.inside)
+        yield block, images
+        # the other ranks are as far
+        bar.update(begun + (block.stop - start) * particles.n_images // (stop - start) - bar.n)
 
 
 def fold_in_centring(poses, assign, shifts):

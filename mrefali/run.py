@@ -41,8 +41,8 @@ SETTLED = 0.01
 def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, yrng=0, step=1, center=1, maxit=0,
                CTF=False, snr=1.0, user_func_name="ref_ali2d", rand_seed=1000, MPI=False, *,
                mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-               interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
-               check=False, live=False, resume=False, save_every=0, write_back="journal"):
+               interpolation="quadratic", normalize_references=False, assignment="best", threads=0, max_memory=None,
+               quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal"):
     """Align a stack to several references and average each class, as SPARX's ``mref_ali2d`` does.
 
     Parameters
@@ -97,6 +97,10 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         ``fourier`` for band-limited images, slower and with less loss near Nyquist.
     normalize_references : bool
         Scale the references to one standard deviation for the alignment; else the one with most contrast wins.
+    assignment : str
+        ``best``: each particle goes to the reference it correlates best with. ``capped``: no class is larger than
+        three times its equal share; ``equal``: sizes differ by one at most. Within these limits the sum of the
+        correlations is the largest there is, see :func:`mrefali.assignment.assign_within_limits`.
     threads : int
         Threads of this process; 0: all cores it may use, shared among the MPI ranks that may use the same.
     max_memory : str or int, optional
@@ -129,7 +133,7 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
         mask=maskfile, ir=ir, ou=ou, rs=rs, xr=xrng, yr=yrng, ts=step, center=center, maxit=maxit, CTF=CTF, snr=snr,
         function=user_func_name, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
         mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass,
-        interpolation=interpolation, normalize_references=normalize_references), call)
+        interpolation=interpolation, normalize_references=normalize_references, assignment=assignment), call)
 
 
 def local_ali2d(stack, refim, outdir, maskfile=None, *, ir=1, ou=-1, center=4, maxit=10, CTF=False, snr=1.0,
@@ -221,8 +225,8 @@ interpolation, threads, max_memory, quiet, check, live, resume, save_every, writ
 
 def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, center=4, maxit=0, CTF=False, snr=1.0,
              function="ref_ali2d", rand_seed=1000, MPI=False, mirror=True, subpixel=True, lowpass=None, highpass=None,
-             vanished="split", center_limit=None, interpolation="quadratic", threads=0, max_memory=None, quiet=False,
-             check=False, live=False, resume=False, save_every=0, write_back="journal"):
+             vanished="split", center_limit=None, interpolation="quadratic", assignment="best", threads=0,
+             max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal"):
     """From raw particles to classes: references are found in the particles, then refined with all of them.
 
     The references are the averages of the classes that :mod:`mrefali.seeding` finds in at most a hundred particles a
@@ -241,7 +245,8 @@ def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, cen
     maxit : int
         Iterations after the seeds; 0: at most ten, ended when no more than 1 % of the particles change class.
     outdir, maskfile, ir, ts, center, CTF, snr, function, rand_seed, MPI, mirror, subpixel, lowpass, highpass, \
-vanished, center_limit, interpolation, threads, max_memory, quiet, check, live, resume, save_every, write_back
+vanished, center_limit, interpolation, assignment, threads, max_memory, quiet, check, live, resume, save_every, \
+write_back
         As for :func:`mref_ali2d`.
 
     Raises
@@ -258,8 +263,8 @@ vanished, center_limit, interpolation, threads, max_memory, quiet, check, live, 
         mask=maskfile, ir=ir, ou=ou, rs=1, xr=xr, yr=xr, ts=ts, center=center, maxit=maxit, CTF=CTF, snr=snr,
         function=function, rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet,
         mirror=mirror, max_memory=max_memory, subpixel=subpixel, lowpass=lowpass, highpass=highpass,
-        interpolation=interpolation, normalize_references=True, reference_free=True, K=K,
-        settled=SETTLED), call)
+        interpolation=interpolation, normalize_references=True, assignment=assignment, reference_free=True,
+        K=K, settled=SETTLED), call)
 
 
 def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, snr=1.0, rand_seed=1000, mirror=True,
@@ -437,8 +442,8 @@ class Aligned:
 
 def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0, ts=1.0, center=1, maxit=10,
           function="ref_ali2d", rand_seed=1000, mirror=True, subpixel=False, lowpass=None, highpass=None,
-          vanished="random", center_limit=None, interpolation="quadratic", normalize_references=False, threads=0,
-          quiet=False):
+          vanished="random", center_limit=None, interpolation="quadratic", normalize_references=False,
+          assignment="best", threads=0, quiet=False):
     """Multi-reference alignment of arrays; no file is read or written.
 
     Parameters
@@ -450,7 +455,7 @@ def align(images, references, poses=None, mask=None, *, ir=1, ou=-1, rs=1, xr=0.
     mask : (n, n) array_like, optional
         A disc of radius ``ou`` if not given.
     ir, ou, rs, xr, yr, ts, center, maxit, function, rand_seed, mirror, subpixel, lowpass, highpass, vanished, \
-center_limit, interpolation, normalize_references, threads, quiet
+center_limit, interpolation, normalize_references, assignment, threads, quiet
         As for :func:`mref_ali2d`.
 
     Returns
@@ -463,7 +468,7 @@ center_limit, interpolation, normalize_references, threads, quiet
             mask=mask, ir=ir, ou=ou, rs=rs, xr=xr, yr=yr, ts=ts, center=center, maxit=maxit, function=function,
             rand_seed=rand_seed, vanished=vanished, center_limit=center_limit, quiet=quiet, mirror=mirror,
             subpixel=subpixel, lowpass=lowpass, highpass=highpass, interpolation=interpolation,
-            normalize_references=normalize_references), comm, poses)
+            normalize_references=normalize_references, assignment=assignment), comm, poses)
         return Aligned(list(refine(plan.particles, plan.references, plan.poses, plan.settings, comm)))
 
 
@@ -622,7 +627,10 @@ def _search_and_sum_few(plan, n_particles):
                              plan.particles.ctf is not None, plan.settings.move)
     began = time.perf_counter()
     images = plan.particles.read(few)
-    found = aligner(images, plan.start[few], None if plan.classes is None else plan.classes[few])
+    classes = None if plan.classes is None else plan.classes[few]
+    if stage.assignment != "best":
+        classes = aligner.peaks(images, plan.start[few]).argmax(axis=1).astype(np.int32)
+    found = aligner(images, plan.start[few], classes)
     sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
     return time.perf_counter() - began
 
@@ -753,8 +761,8 @@ def _report_iteration(iteration, settings):
     vanished = sum(c.vanished for c in iteration.classes)
     if vanished > len(counts) / 4 and not settings.local:
         logger.warning("iteration %d: %d of %d classes have fewer than four particles; references of unequal contrast "
-                       "do this: scale them to one standard deviation, or try --vanished=split", iteration.number,
-                       vanished, len(counts))
+                       "do this: scale them to one standard deviation, or try --vanished=split or --assignment=equal",
+                       iteration.number, vanished, len(counts))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
                 _most_iterations(settings), iteration.criterion, counts.min(),

@@ -22,6 +22,9 @@ FIRST_LOOK_FREQUENCIES, LOST_SHARE = (0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25,
 #: Error of a peak by float32 arithmetic, as a share of the highest that is possible: ten times what is ever seen.
 ROUNDING = 1e-5
 
+#: Pairs of particle and reference of which a search keeps what it found at a time, where peaks alone are asked for.
+FOUND_AT_ONCE = 1 << 18
+
 #: Smallest translation step in px: a finer one tells nothing more, and would be searched for years.
 SMALLEST_STEP = 0.01
 
@@ -252,7 +255,8 @@ def align(images, poses, references, search):
     Alignments
         Of equal peaks the later one wins, in the order y shift, x shift, reference.
     """
-    return _align(images, poses, references, search, (len(images),), kernels.search)
+    h, found = _find(images, poses, references, search, (len(images),), kernels.search)
+    return _alignments(h, found, references, search)
 
 
 def align_each(images, poses, references, search):
@@ -263,11 +267,51 @@ def align_each(images, poses, references, search):
     Alignments
         Arrays (n_references, n_particles).
     """
-    n_references = len(references.constants)
-    return _align(images, poses, references, search, (n_references, len(images)), kernels.search_each)
+    shape = len(references.constants), len(images)
+    return _alignments(*_find(images, poses, references, search, shape, kernels.search_each), references, search)
 
 
-def _align(images, poses, references, search, shape, kernel):
+def peaks_of_each(images, poses, references, search):
+    """Peak of every particle with each of the references, that of :func:`align_each`.
+
+    Returns
+    -------
+    (n_particles, n_references) float32
+    """
+    peaks = np.empty((len(images), len(references.constants)), np.float32)
+    at_once = max(1, FOUND_AT_ONCE // len(references.constants))
+    for first in range(0, len(images), at_once):
+        some = slice(first, first + at_once)
+        shape = len(references.constants), len(images[some])
+        _, found = _find(images[some], poses[some], references, search, shape, kernels.search_each)
+        peaks[some] = found.peak.T * references.scale
+    return peaks
+
+
+def align_to(images, poses, assign, references, search):
+    """Best pose of every particle against the reference that ``assign`` says, as :func:`align` has it for that alone.
+
+    Parameters
+    ----------
+    assign : (n_particles,) int32
+        The others are as for :func:`align`.
+
+    Returns
+    -------
+    Alignments
+    """
+    found = Alignments(assign.copy(), np.empty(len(images), geometry.POSE), np.empty(len(images)))
+    for k in np.unique(assign):
+        mine = np.flatnonzero(assign == k)
+        alone = references._replace(packed=references.packed[k:k + 1], constants=references.constants[k:k + 1],
+                                    lost=references.lost[k:k + 1])
+        aligned = align(images[mine], poses[mine], alone, search)
+        found.poses[mine], found.peak[mine] = aligned.poses, aligned.peak
+    return found
+
+
+def _find(images, poses, references, search, shape, kernel):
+    """Where the rings are centred at shift 0, and ``kernels.Found`` of this shape, by this kernel."""
     h = start_centres(poses, search)
     first, count = np.empty((2, len(images), 2), np.int64)
     for axis, half in enumerate((search.xr, search.yr)):
@@ -279,6 +323,10 @@ def _align(images, poses, references, search, shape, kernel):
         ix=np.zeros(shape, np.int64), iy=np.zeros(shape, np.int64))
     n_chunks = min(4 * numba.get_num_threads(), -(-len(images) // kernels.LANES))  # each has buffers of its own
     kernel(images, search.box // 2 + h, first, count, references, search.rings, search.shifts, n_chunks, found)
+    return h, found
+
+
+def _alignments(h, found, references, search):
     return Alignments(found.assign, _new_poses(h, found, search.shift_step), found.peak * references.scale)
 
 

@@ -50,7 +50,8 @@ def alignment(monkeypatch):
 
     def mref_ali2d(stack, refs, outdir, mask, ir, ou, rs, xr, yr, ts, center, maxit, CTF, snr, function,
                    rand_seed, MPI, *, mirror, subpixel, lowpass, highpass, vanished, center_limit, interpolation,
-                   normalize_references, threads, max_memory, quiet, check, live, resume, save_every, write_back):
+                   normalize_references, assignment, threads, max_memory, quiet, check, live, resume, save_every,
+                   write_back):
         calls.append(dict(zip(names, locals().values(), strict=False)))
 
     names = list(inspect.signature(mref_ali2d).parameters)
@@ -66,9 +67,8 @@ def test_defaults_reach_the_alignment(alignment):
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask=None, ir=1, ou=-1, rs=1, xr=0.0, yr=0.0,
         ts=1.0, center=1, maxit=10, CTF=False, snr=1.0, function="ref_ali2d", rand_seed=1000, MPI=False,
         mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-        interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
-        check=False, live=False, resume=False,
-        save_every=0, write_back="journal")]
+        interpolation="quadratic", normalize_references=False, assignment="best", threads=0, max_memory=None,
+        quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
 
 
 def test_an_old_script_runs_word_for_word(alignment):
@@ -79,9 +79,8 @@ def test_an_old_script_runs_word_for_word(alignment):
         stack="stack.hdf", refs="refs.hdf", outdir="out", mask="mask.hdf", ir=2, ou=27, rs=1, xr=3.0, yr=2.5,
         ts=0.5, center=-1, maxit=5, CTF=True, snr=0.3, function="ref_ali2d", rand_seed=7, MPI=True,
         mirror=True, subpixel=False, lowpass=None, highpass=None, vanished="random", center_limit=None,
-        interpolation="quadratic", normalize_references=False, threads=0, max_memory=None, quiet=False,
-        check=False, live=False, resume=False,
-        save_every=0, write_back="journal")]
+        interpolation="quadratic", normalize_references=False, assignment="best", threads=0, max_memory=None,
+        quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal")]
 
 
 @pytest.mark.parametrize(("words", "name", "value"), [

@@ -13,18 +13,19 @@ from mrefali.parallel import SERIAL
 @pytest.mark.jit_only
 def test_a_run_calls_nothing_that_the_warm_up_has_not(tmp_path):
     """Were a type another, all ranks would compile it at the same time."""
-    warmup.compile_kernels(SERIAL)
-    called = ("search", "describe", "subtract_and_divide", "transform", "read_turned", "add_to_classes", "sharpen")
+    warmup.compile_kernels(SERIAL, "equal")
+    called = ("search", "search_each", "assign_within", "describe", "subtract_and_divide", "transform", "read_turned",
+              "add_to_classes", "sharpen")
     before = {name: len(getattr(kernels, name).signatures) for name in called}
     assert min(before.values()) >= 1
     files = small.write(tmp_path)
     for interpolation in INTERPOLATIONS:
         mrefali.mref_ali2d(*files, str(tmp_path / interpolation), maxit=2, subpixel=True, interpolation=interpolation,
                            **small.OPTIONS)
+    mrefali.mref_ali2d(*files, str(tmp_path / "equal"), maxit=2, assignment="equal", **small.OPTIONS)
     assert {name: len(getattr(kernels, name).signatures) for name in called} == before
-    # search_each is called by the root alone, where classify finds its references
-    assert {*called, "search_each"} == {name for name, value in vars(kernels).items()
-                                        if getattr(value, "targetoptions", {}).get("parallel")}
+    assert {*called} - {"assign_within"} == {name for name, value in vars(kernels).items()
+                                             if getattr(value, "targetoptions", {}).get("parallel")}
 
 
 class Ranks:
