@@ -33,13 +33,13 @@ SETS = (
 )
 
 
-def run(views, options, seed):
+def run(views, options, seed, assignment):
     """Share of the particles in the right class, views that have a class, and classes made, of one set."""
     with tempfile.TemporaryDirectory() as folder:
         stack, out = Path(folder, "p.hdf"), Path(folder, "out")
         mrefali.simulate(stack, 100 * views, views, 64, seed=seed, **options)
-        subprocess.run([Path(sys.executable).parent / "mrefali", "classify", stack, out, f"--K={views}", "--threads=1",
-                        "--quiet"], check=True)
+        subprocess.run([Path(sys.executable).parent / "mrefali", "classify", stack, out, f"--K={views}",
+                        f"--assignment={assignment}", "--threads=1", "--quiet"], check=True)
         assign, (truth, _) = np.array(open_stack(stack).column("assign")), read_truth(Path(folder, "p_truth.csv"))
     shows = truth >= 0
     n_classes = int(assign.max()) + 1
@@ -51,7 +51,7 @@ def run(views, options, seed):
     return right, len(set(counts.argmax(axis=1)[counts.any(axis=1)])), n_classes
 
 
-def main(sets="", seeds=5):
+def main(sets="", seeds=5, assignment="best"):
     """Print the table.
 
     Parameters
@@ -59,13 +59,16 @@ def main(sets="", seeds=5):
     sets : str
         Which, by number from 0, such as 0,3; all without it.
     seeds : int
+    assignment : str
+        Of the iterations after the seeds.
     """
     chosen = [int(i) for i in (sets if isinstance(sets, tuple) else str(sets).split(",")) if str(i)] or range(len(SETS))
     print("| set | right class, % | each seed | views found | classes | CPU, s a run |\n" + "|---" * 6 + "|")
     for name, views, options in (SETS[i] for i in chosen):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            results = list(pool.map(lambda seed, views=views, options=options: run(views, options, seed), range(seeds)))
+            results = list(pool.map(lambda seed, views=views, options=options: run(views, options, seed, assignment),
+                                    range(seeds)))
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = (ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime) / seeds
         right, found, classes = zip(*results, strict=True)
