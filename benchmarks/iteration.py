@@ -18,8 +18,8 @@ SHAPES = [(64, 27, 3, 3, 4000), (64, 27, 3, 10, 4000), (128, 55, 3, 50, 1000)]
 
 #: What an iteration does: the function whose time that is, and who calls it then.
 STAGES = {
-    "reading": ("stream", "_search_and_sum"),  # as far as it is waited for
-    "normalising": ("normalize_particles", "_search_and_sum"),
+    "reading": ("stream", "_normalized"),  # as far as it is waited for
+    "normalising": ("normalize_particles", "_normalized"),
     "search": ("align", "__call__"),
     "averaging": ("add", "_search_and_sum"),
     "update": ("update_classes", "refine"),

@@ -132,7 +132,7 @@ print("made")
 
 def test_each_item_is_made_by_one_rank_and_all_ranks_have_all_in_order():
     done = launch_python("-c", EACH, ranks=4)
-    assert (done.returncode, done.stdout, done.stderr) == (0, 4 * "made\n", "")
+    assert (done.returncode, done.stdout.count("made"), done.stderr) == (0, 4, "")  # ranks print into one another
 
 
 #: Ranks of which two are on each machine, so their names say.
