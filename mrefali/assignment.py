@@ -50,8 +50,18 @@ def assign_within_limits(scores, assignment):
     """
     n_particles, n_classes = scores.shape
     fewest, most = size_limits(assignment, n_particles, n_classes)
-    assign = (n_classes - 1 - scores[:, ::-1].argmax(axis=1)).astype(np.int32)
+    assign = _best(scores)
     exponent = np.frexp(max(scores.max(), -scores.min()))[1]
     length = min(max(n_particles // (8 * n_classes), SHORTEST_QUEUE), LONGEST_QUEUE)
     kernels.assign_within(scores, fewest, most, np.float64(2.0**-exponent / RESOLUTION), length, assign)
+    return assign
+
+
+def _best(scores):
+    """The class of the highest score of each particle, of equal ones the last."""
+    assign, highest = np.zeros(len(scores), np.int32), scores[:, 0].copy()
+    for k in range(1, scores.shape[1]):  # reversed for argmax, all scores would be copied
+        better = scores[:, k] >= highest
+        assign[better] = k
+        np.maximum(highest, scores[:, k], out=highest)
     return assign

@@ -310,8 +310,9 @@ def _assign_together(aligner, particles, poses, start, settings, comm, bar):
         mine = slice(block.start - start, block.stop - start)
         peaks[mine] = aligner.peaks(images, poses[mine])
     peaks = comm.gather(peaks)
-    assign = comm.from_root(assign_within_limits(peaks, settings.assignment) if comm.is_root else None)
-    return assign[start:start + n]
+    assign = assign_within_limits(peaks, settings.assignment) if comm.is_root else None
+    comm.barrier()  # where the others wait without keeping a core busy
+    return comm.from_root(assign)[start:start + n].copy()
 
 
 def _normalized(particles, start, stop, bar):

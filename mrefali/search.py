@@ -303,9 +303,7 @@ def align_to(images, poses, assign, references, search):
     found = Alignments(assign.copy(), np.empty(len(images), geometry.POSE), np.empty(len(images)))
     for k in np.unique(assign):
         mine = np.flatnonzero(assign == k)
-        alone = references._replace(packed=references.packed[k:k + 1], constants=references.constants[k:k + 1],
-                                    lost=references.lost[k:k + 1])
-        aligned = align(images[mine], poses[mine], alone, search)
+        aligned = align(images[mine], poses[mine], only(references, [k]), search)
         found.poses[mine], found.peak[mine] = aligned.poses, aligned.peak
     return found
 
