@@ -154,13 +154,14 @@ def prepare(stack, references, options, comm, poses=None):
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
         n_references = len(images) if images is not None else options.K or 1
         others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
-        if options.K is not None and comm.is_root:
-            others += classification.bytes_needed(stack.n_images, options.K, search)
         if options.assignment != "best":
             others += memory.of_peaks(stack.n_images, n_references, comm.size)
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         others += (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
+        blocks = memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
+        if options.K is not None and comm.is_root:  # seeds are found before blocks are read
+            blocks = max(blocks, _bytes_of_seeds(stack, search, options, others))
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = scan_pixels(particles, *comm.share(particles.n_images))
@@ -171,8 +172,17 @@ def prepare(stack, references, options, comm, poses=None):
                         normalize_references=options.normalize_references, assignment=options.assignment,
                         settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
-    n_bytes = others + memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
-    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), n_bytes, poses)
+    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), others + blocks,
+                poses)
+
+
+def _bytes_of_seeds(stack, search, options, others):
+    """Memory in which the references are found, within ``max_memory`` beside the ``others``."""
+    needed = classification.bytes_needed(stack.n_images, options.K, search)
+    if options.max_memory is not None and others + needed > options.max_memory:
+        raise InputError(f"max_memory={options.max_memory / 2**20:.0f}MB is not enough: finding references for "
+                         f"K={options.K} takes {(others + needed) / 2**20 + 1:.0f} MB; give that or more, or a smaller K")
+    return needed
 
 
 def _check_options(options):
@@ -341,9 +351,10 @@ def _check_enough(stack, n_classes):
 def _check_class_size(stack, references, assignment):
     """Of raw particles :func:`_check_enough` says the same."""
     if stack.n_images < SMALLEST_CLASS * references.n_images:
+        most = stack.n_images // SMALLEST_CLASS
         raise InputError(f"{stack.path}: {stack.n_images} particles are too few for assignment={assignment} to "
-                         f"{references.n_images} classes of at least {SMALLEST_CLASS}: give at most "
-                         f"{stack.n_images // SMALLEST_CLASS} references, or assignment=best")
+                         f"{references.n_images} classes of at least {SMALLEST_CLASS}: give "
+                         f"{f'at most {most} references, or ' if most else ''}assignment=best")
 
 
 def _check_same_images(stack, references):

@@ -144,15 +144,16 @@ def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_the_memory_of_seeding_is_in_the_estimate(tmp_path):
+def test_the_memory_of_seeding_is_in_the_estimate(tmp_path, monkeypatch):
     stack = open_stack(write(tmp_path, n=24))
     search = search_of(BOX, 12, 1.0)[0]
     # 24 particles, all of which are first references, and twice their pixels
     assert bytes_needed(24, 6, search) == 2 * 4 * 24 * BOX**2 + 24 * 24 * PAIR_BYTES
     # of many particles a hundred a class are drawn, and eight of those begin as references
     assert bytes_needed(10**6, 6, search) == 2 * 4 * 600 * BOX**2 + 600 * 48 * PAIR_BYTES
-    with pytest.raises(InputError, match="^max_memory=1MB is not enough"):
-        mrefali.classify(stack.path, str(tmp_path / "out"), K=2, max_memory="1MB")
+    monkeypatch.setattr("mrefali.classification.bytes_needed", lambda *numbers: 1 << 50)
+    with pytest.raises(InputError, match="^max_memory=4096MB is not enough: finding references for K=2 takes 1073"):
+        mrefali.classify(stack.path, str(tmp_path / "out"), K=2, max_memory="4GB")
 
 
 def test_no_seeds_are_looked_for_where_the_results_have_no_room(tmp_path, monkeypatch):
