@@ -86,8 +86,8 @@ def _vanished(run):
     if gone.size:
         yield (f"{gone.size} of {run.n_references} classes vanished",
                f"{_named('Class', 'Classes', gone)} {'has' if gone.size == 1 else 'have'} fewer than four particles, "
-               "too few for an average. References of unequal contrast do this: scale them to one standard deviation, "
-               "or give fewer references, or --vanished=split, or --assignment=equal.")
+               "too few for an average. References of unequal contrast do this: --normalize_references scales them; or "
+               "give fewer, or --vanished=split, or --assignment=capped.")
 
 
 def _dominant(run):

@@ -737,6 +737,14 @@ def _duration(seconds):
     return f"{seconds:.2g} s" if seconds < 99.5 else str(datetime.timedelta(seconds=round(seconds)))
 
 
+def _ways_to_keep_classes(settings):
+    """Options that are not set yet."""
+    ways = [] if settings.normalize_references else ["--normalize_references"]
+    ways += [] if settings.vanished == "split" else ["--vanished=split"]
+    ways += [] if settings.assignment != "best" else ["--assignment=capped"]
+    return " or ".join(ways) or "fewer references"
+
+
 def _most_iterations(settings):
     return f"{'' if settings.maxit else 'at most '}{settings.most_iterations}"
 
@@ -761,8 +769,7 @@ def _report_iteration(iteration, settings):
     vanished = sum(c.vanished for c in iteration.classes)
     if vanished > len(counts) / 4 and not settings.local:
         logger.warning("iteration %d: %d of %d classes have fewer than four particles; references of unequal contrast "
-                       "do this: scale them to one standard deviation, or try --vanished=split or --assignment=equal",
-                       iteration.number, vanished, len(counts))
+                       "do this: try %s", iteration.number, vanished, len(counts), _ways_to_keep_classes(settings))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
                 _most_iterations(settings), iteration.criterion, counts.min(),
