@@ -315,13 +315,13 @@ def _run_on_files(options, call):
         check_places(particles, outdir, comm, call["resume"], call["write_back"])
         plan = prepare(particles, references, options, comm)
         with comm.agreeing():
-            found = checkpoint.load(os.fspath(outdir)) if call["resume"] and comm.is_root else None
+            earlier = checkpoint.load(os.fspath(outdir)) if call["resume"] and comm.is_root else None
             if comm.is_root:
-                _check_output(plan, options, call, found)
+                _check_output(plan, options, call, earlier)
         if options.K is not None:
             search = plan.settings.search
             call |= {"ou": search.outer_radius, "xr": search.xr, "yr": search.yr}
-            plan = _with_seeds(plan, options.K, found, call, comm)
+            plan = _with_seeds(plan, options.K, earlier, call, comm)
         elif options.reference_free:
             plan = _with_first_average(plan, comm)
         signals.check()
@@ -336,7 +336,7 @@ def _run_on_files(options, call):
                 report_time([plan], comm)
             return
         with comm.agreeing():
-            run = held.enter_context(_Run(plan, options, call, comm, found)) if comm.is_root else None
+            run = held.enter_context(_Run(plan, options, call, comm, earlier)) if comm.is_root else None
         state = comm.from_root(run.state if comm.is_root else None)
         if comm.is_root:
             run.go_on()
@@ -347,13 +347,13 @@ def _run_on_files(options, call):
                     pass
 
 
-def _check_output(plan, options, call, found):
-    """That there is room for what is written, and a place; ``found`` is the checkpoint of a run that goes on."""
+def _check_output(plan, options, call, earlier):
+    """That there is room for what is written, and a place; ``earlier`` is the checkpoint of a run that goes on."""
     obstacle, save_every = plan.stack.write_back_obstacle(), call["save_every"]
     if obstacle is not None and save_every:
         raise InputError(f"save_every={save_every} is not possible: {obstacle}; leave it out")
     path = os.fspath(call["outdir"])
-    iterations = plan.settings.most_iterations - (0 if found is None else found.state.number + 1)
+    iterations = plan.settings.most_iterations - (0 if earlier is None else earlier.state.number + 1)
     n_references = len(plan.references) if plan.references is not None else options.K or 1
     check_room(os.path.dirname(os.path.abspath(path)), bytes_needed(
         plan.stack.n_images, n_references, plan.stack.box, iterations),
@@ -371,10 +371,10 @@ def _with_first_average(plan, comm):
     return replace(plan, references=references, start=start)
 
 
-def _with_seeds(plan, n_classes, found, call, comm):
+def _with_seeds(plan, n_classes, earlier, call, comm):
     """The plan with references found in the particles, which begin where their images are centred.
 
-    A run that goes on has references already, in its checkpoint ``found``. Where all is only to be checked the first
+    A run that goes on has references already, in its checkpoint ``earlier``. Where all is only to be checked the first
     particles are the references, which take as long to search.
     """
     notes = []
@@ -384,7 +384,7 @@ def _with_seeds(plan, n_classes, found, call, comm):
         notes.append(f"seeds: {text}")
 
     if call["resume"]:
-        references = comm.from_root(found.state.references if comm.is_root else None)
+        references = comm.from_root(earlier.state.references if comm.is_root else None)
     elif call["check"]:
         references = plan.particles.read(slice(0, n_classes))
     else:
@@ -484,7 +484,7 @@ class _Run:
         After the last finished iteration.
     """
 
-    def __init__(self, plan, options, call, comm, found):
+    def __init__(self, plan, options, call, comm, earlier):
         self._plan, self._call, self._comm = plan, call, comm
         self._stack, self._settings = plan.stack, plan.settings
         self._path, self._save_every = os.fspath(call["outdir"]), call["save_every"]
@@ -494,15 +494,15 @@ class _Run:
         self._obstacle = self._stack.write_back_obstacle()
         self._saved = None  # iteration whose poses are in the headers
         self._reporter = Reporter(self._path, self._stack, call["live"])
-        self._found = found  # checkpoint of a run that goes on
-        if found is None:
+        self._earlier = earlier  # checkpoint of a run that goes on
+        if earlier is None:
             self.state = first_state(plan.references, plan.start, self._settings, plan.classes)
         else:
-            checkpoint.check_same(self._path, found, self._facts, self._headers)
-            self.state = found.state
+            checkpoint.check_same(self._path, earlier, self._facts, self._headers)
+            self.state = earlier.state
 
     def __enter__(self):
-        log_bytes = None if self._found is None else self._found.log_bytes
+        log_bytes = None if self._earlier is None else self._earlier.log_bytes
         with ExitStack() as closing:
             self._output = closing.enter_context(OutputDirectory(self._path, self._stack.pixel_size_A, log_bytes))
             self._begin()
@@ -519,7 +519,7 @@ class _Run:
             details.debug("%s: %s", name, value)
         for note in self._plan.notes:
             details.info(note)
-        if self._found is not None:
+        if self._earlier is not None:
             self._report_resumption()
         report_range(self._plan)
         report_memory(self._plan)
@@ -530,7 +530,7 @@ class _Run:
     def _report_resumption(self):
         logger.info("resumed after %d finished iterations", self.state.number + 1)
         other = [f"{name} {self._versions.get(name)} (was {version})" for name, version in
-                 self._found.versions.items() if self._versions.get(name) != version]
+                 self._earlier.versions.items() if self._versions.get(name) != version]
         if other:
             logger.warning("resumed with %s: the result may differ in its last digits from that of a run never ended",
                            ", ".join(other))
