@@ -9,7 +9,7 @@ Five steps, the last three repeated:
 4. *Dropping.* A class is dropped where the particles fit the others as well.
 5. *Splitting.* Each class is cut in two along the principal components of its members, which are then aligned to the
    two parts. The parts take its place where the particles surely tell them apart; in the end, as long as there are
-   fewer classes than asked for, where they probably do, if none of the classes can be dropped then.
+   fewer classes than asked for, where they seem to, if all particles together are likely to need each class then.
 
 Whether particles fit is cross-validated, or classes of one view, each with noise of its own, would seem to be two: each
 half of the particles makes averages; the class is chosen by those of one half, and what it is worth measured by those
@@ -53,8 +53,8 @@ SAME_CLASS = 0.95
 #: A class of fewer particles is not split, and no part may have fewer than ``SMALLEST_PART``.
 SMALLEST_SPLIT, SMALLEST_PART = 16, 4
 
-#: Standard errors that are taken off what a class is worth.
-SURE = 2.0
+#: Standard errors that are taken off what a class is worth, and where classes are filled up to the number asked for.
+SURE, LIKELY = 2.0, 1.0
 
 #: Principal components along which a class is cut, each tried.
 COMPONENTS = 3
@@ -146,7 +146,8 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     averages, counts = _split(images, best, n_classes - len(best.counts), contrast, search, cuts, sure=0.0)
     if averages is not None:
         fuller = _settle(images, averages, counts, contrast, search)
-        if fuller.rank > best.rank:  # so far one class was asked, and in doubt; now all are
+        # so far the members of one class were asked, and in doubt
+        if _worth(fuller.scores, np.arange(len(fuller.counts)), LIKELY).min() > 0:
             best = fuller
             report(f"filled up to {len(best.counts)} classes")
     order = np.argsort(-best.counts, kind="stable")
