@@ -181,7 +181,7 @@ def _bytes_of_seeds(stack, search, options, others):
     needed = classification.bytes_needed(stack.n_images, options.K, search)
     if options.max_memory is not None and others + needed > options.max_memory:
         raise InputError(f"max_memory={options.max_memory / 2**20:.0f}MB is not enough: finding references for "
-                         f"K={options.K} takes {(others + needed) / 2**20 + 1:.0f} MB; give that or more, or a smaller K")
+                         f"K={options.K} takes {(others + needed) / 2**20 + 1:.0f} MB; give more, or a smaller K")
     return needed
 
 
