@@ -9,7 +9,8 @@ Five steps, the last three repeated:
 4. *Dropping.* A class is dropped where the particles fit the others as well.
 5. *Splitting.* Each class is cut in two along the principal components of its members, which are then aligned to the
    two parts. The parts take its place where the particles surely tell them apart; in the end, as long as there are
-   fewer classes than asked for, where they seem to, if all particles together are likely to need each class then.
+   fewer classes than asked for, where they seem to, if all particles together are likely to need each class then, and
+   no view is shown by two.
 
 Whether particles fit is cross-validated, or classes of one view, each with noise of its own, would seem to be two: each
 half of the particles makes averages; the class is chosen by those of one half, and what it is worth measured by those
@@ -26,8 +27,9 @@ import numpy as np
 import scipy.fft
 import scipy.linalg
 
-from mrefali import average, geometry
+from mrefali import average, geometry, health
 from mrefali.errors import InputError
+from mrefali.parallel import SERIAL
 from mrefali.reference import fourier_shift, power_center
 from mrefali.search import Alignments, Search, align, align_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
@@ -147,7 +149,8 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     if averages is not None:
         fuller = _settle(images, averages, counts, contrast, search)
         # so far the members of one class were asked, and in doubt
-        if _worth(fuller.scores, np.arange(len(fuller.counts)), LIKELY).min() > 0:
+        needed = _worth(fuller.scores, np.arange(len(fuller.counts)), LIKELY).min() > 0
+        if needed and not _show_a_view_twice(images, fuller, search):
             best = fuller
             report(f"filled up to {len(best.counts)} classes")
     order = np.argsort(-best.counts, kind="stable")
@@ -412,6 +415,15 @@ def _fit(scores):
     """Sum of the scores of all particles, cross-validated."""
     i = np.arange(scores.shape[1])
     return sum(judge[i, chooser.argmax(axis=1)].sum() for chooser, judge in (scores, scores[::-1])) / 2
+
+
+def _show_a_view_twice(images, state, search):
+    """Whether two of the averages are the same view, as :mod:`mrefali.health` tells it of the run's own."""
+    moved, half = average.transform(images, state.found.poses), np.arange(len(images)) % 2
+    groups = [[(state.found.assign == k) & (half == h) for h in (0, 1)] for k in range(len(state.counts))]
+    pairs = np.array([[moved[some].sum(axis=0) / max(some.sum(), 1) for some in pair] for pair in groups], np.float32)
+    found = health.examine(pairs, search, SERIAL)
+    return bool(health.same_views(found.like, found.likeness))
 
 
 def _needed(scores, most):

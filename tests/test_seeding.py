@@ -1,5 +1,7 @@
 """Classes of unaligned particles: the parts by themselves, then whole against known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from mrefali.search import Alignments
 from mrefali.seeding import (
     SMALLEST_PART,
     Contrast,
+    State,
     _align_each,
     _choose,
     _components,
@@ -19,6 +22,7 @@ from mrefali.seeding import (
     _fit,
     _needed,
     _settle,
+    _show_a_view_twice,
     _split,
     _worth,
     find_seeds,
@@ -175,6 +179,17 @@ def test_a_class_of_two_views_is_cut_once_whatever_is_asked_of_its_parts(monkeyp
     monkeypatch.setattr(seeding, "_cut_in_two", None)
     again, _ = _split(images, state, 1, contrast, search, cuts, sure=0.0)
     np.testing.assert_array_equal(again, averages)
+
+
+@pytest.mark.jit_only
+def test_a_view_that_two_classes_share_is_noticed():
+    images, made = particles(n=150, snr=0.3)
+    assign = made.classes.astype(np.int32)
+    state = State(np.empty((3, BOX, BOX)), np.bincount(assign), Alignments(assign, made.poses, np.zeros(150)), None)
+    search = search_of(BOX, RADIUS, 1)[0]
+    assert not _show_a_view_twice(images, state, search)
+    assign[np.flatnonzero(assign == 0)[::3]] = 3
+    assert _show_a_view_twice(images, replace(state, counts=np.bincount(assign)), search)
 
 
 @pytest.mark.jit_only
