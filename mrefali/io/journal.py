@@ -115,6 +115,9 @@ class Places:
 class Overlay(io.RawIOBase):
     """An open file as h5py wants it, whose changes go into another file until :meth:`commit`.
 
+    Once closed it takes what is written and does nothing: where a signal ends the writing before HDF5 has closed its
+    file, HDF5 writes the rest when it is forgotten, and the descriptors may be those of other files by then.
+
     Parameters
     ----------
     file, part : int
@@ -149,6 +152,8 @@ class Overlay(io.RawIOBase):
 
     def readinto(self, buffer):
         view = memoryview(buffer).cast("B")
+        if self.closed:
+            return len(view)
         start = self._position
         n_bytes = max(0, min(len(view), self._size - start))
         first, stop = start // SECTOR, -(-(start + n_bytes) // SECTOR)
@@ -158,6 +163,8 @@ class Overlay(io.RawIOBase):
 
     def write(self, data):
         data = memoryview(data).cast("B")
+        if self.closed:
+            return len(data)
         start, end = self._position, self._position + len(data)
         first, stop = start // SECTOR, -(-end // SECTOR)
         old = self._read(first, stop)
@@ -253,6 +260,7 @@ def changing(path):
                 os.replace(part, journal)
                 sync(os.path.dirname(path) or ".")
             except BaseException as error:
+                overlay.close()
                 overlay.restore_size()
                 for name in (part, journal):
                     _remove(name)

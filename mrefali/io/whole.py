@@ -39,9 +39,17 @@ class UnfailingFile(io.FileIO):
     """A file for HDF5 to write, which never hears that it cannot be written to.
 
     After a write that failed HDF5 may crash, then or in a later file. So the first failure is kept for :meth:`check`.
+    Where a signal ends the writing before HDF5 has closed the file, HDF5 goes on with one that is closed and given up:
+    it is let to, or it would report that below the line with which the run ends.
     """
 
     failure = None
+
+    def seek(self, *where):
+        return 0 if self.closed else super().seek(*where)
+
+    def readinto(self, buffer):
+        return memoryview(buffer).nbytes if self.closed else super().readinto(buffer)
 
     def write(self, data):
         data = memoryview(data).cast("B")
@@ -65,6 +73,8 @@ class UnfailingFile(io.FileIO):
             data = data[super().write(data):]
 
     def _try(self, call, *arguments):
+        if self.closed:
+            return
         try:
             call(*arguments)
         except OSError as error:
