@@ -9,8 +9,8 @@ Five steps, the last three repeated:
 4. *Dropping.* A class is dropped where the particles fit the others as well.
 5. *Splitting.* Each class is cut in two along the principal components of its members, which are then aligned to the
    two parts. The parts take its place where the particles surely tell them apart; in the end, as long as there are
-   fewer classes than asked for, where they seem to, if all particles together are likely to need each class then, and
-   no view is shown by two.
+   fewer classes than asked for, where they seem to; of these classes those are kept that all particles together are
+   likely to need, and one of each view.
 
 Whether particles fit is cross-validated, or classes of one view, each with noise of its own, would seem to be two: each
 half of the particles makes averages; the class is chosen by those of one half, and what it is worth measured by those
@@ -149,9 +149,11 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     if averages is not None:
         fuller = _settle(images, averages, counts, contrast, search)
         # so far the members of one class were asked, and in doubt
-        needed = _worth(fuller.scores, np.arange(len(fuller.counts)), LIKELY).min() > 0
-        if needed and not _show_a_view_twice(images, fuller, search):
+        kept = _of_different_views(images, fuller, _needed(fuller.scores, n_classes, LIKELY), search)
+        if len(kept) > len(best.counts):
             best = fuller
+            if len(kept) < len(fuller.counts):
+                best = _settle(images, fuller.averages[kept], fuller.counts[kept], contrast, search)
             report(f"filled up to {len(best.counts)} classes")
     order = np.argsort(-best.counts, kind="stable")
     order = order[best.counts[order] > 0]
@@ -417,20 +419,23 @@ def _fit(scores):
     return sum(judge[i, chooser.argmax(axis=1)].sum() for chooser, judge in (scores, scores[::-1])) / 2
 
 
-def _show_a_view_twice(images, state, search):
-    """Whether two of the averages are the same view, as :mod:`mrefali.health` tells it of the run's own."""
+def _of_different_views(images, state, kept, search):
+    """Of the classes ``kept`` one of each view, the largest, as :mod:`mrefali.health` tells views of the run's own."""
     moved, half = average.transform(images, state.found.poses), np.arange(len(images)) % 2
-    groups = [[(state.found.assign == k) & (half == h) for h in (0, 1)] for k in range(len(state.counts))]
+    groups = [[(state.found.assign == k) & (half == h) for h in (0, 1)] for k in kept]
     pairs = np.array([[moved[some].sum(axis=0) / max(some.sum(), 1) for some in pair] for pair in groups], np.float32)
     found = health.examine(pairs, search, SERIAL)
-    return bool(health.same_views(found.like, found.likeness))
+    counts, again = state.counts[kept], []
+    for group in health.same_views(found.like, found.likeness):
+        again += [k for k in group if k != max(group, key=lambda k: counts[k])]
+    return np.delete(kept, again)
 
 
-def _needed(scores, most):
+def _needed(scores, most, sure=SURE):
     """The classes without those that can be done without, ``most`` of them at most."""
     kept = np.arange(scores.shape[2])
     while len(kept) > 1:
-        worth = _worth(scores, kept)
+        worth = _worth(scores, kept, sure)
         if len(kept) <= most and worth.min() > 0:
             break
         kept = np.delete(kept, worth.argmin())

@@ -21,8 +21,8 @@ from mrefali.seeding import (
     _cut,
     _fit,
     _needed,
+    _of_different_views,
     _settle,
-    _show_a_view_twice,
     _split,
     _worth,
     find_seeds,
@@ -182,14 +182,16 @@ def test_a_class_of_two_views_is_cut_once_whatever_is_asked_of_its_parts(monkeyp
 
 
 @pytest.mark.jit_only
-def test_a_view_that_two_classes_share_is_noticed():
+def test_of_two_classes_of_one_view_the_larger_is_kept():
     images, made = particles(n=150, snr=0.3)
     assign = made.classes.astype(np.int32)
     state = State(np.empty((3, BOX, BOX)), np.bincount(assign), Alignments(assign, made.poses, np.zeros(150)), None)
     search = search_of(BOX, RADIUS, 1)[0]
-    assert not _show_a_view_twice(images, state, search)
+    np.testing.assert_array_equal(_of_different_views(images, state, np.arange(3), search), [0, 1, 2])
     assign[np.flatnonzero(assign == 0)[::3]] = 3
-    assert _show_a_view_twice(images, replace(state, counts=np.bincount(assign)), search)
+    twice = replace(state, counts=np.bincount(assign))
+    np.testing.assert_array_equal(_of_different_views(images, twice, np.arange(4), search), [0, 1, 2])
+    np.testing.assert_array_equal(_of_different_views(images, twice, np.arange(1, 4), search), [1, 2, 3])
 
 
 @pytest.mark.jit_only
@@ -204,7 +206,9 @@ def test_classes_are_filled_up_where_none_can_be_dropped_then(monkeypatch, offer
         return (None, None) if sure is None else (kinds[offered], np.full(3, 50))
 
     monkeypatch.setattr(seeding, "_split", split)
-    monkeypatch.setattr(seeding, "_needed", lambda scores, most: np.arange(2))  # a view is missing till the end
+    needed = seeding._needed
+    monkeypatch.setattr(seeding, "_needed", lambda scores, most, sure=None: (
+        np.arange(2) if sure is None else needed(scores, most, sure)))  # a view is missing till the end
     found = find_seeds(images, 3, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
     assert found.n_classes == {"noise": 2, "views": 3}[offered]
 
