@@ -650,6 +650,8 @@ def _fill_lanes(n_lanes, images, centres, first, count, rings, shifts, scratch):
     for ring in range(rings.lengths.size):
         length = rings.lengths[ring]
         x, y = rings.x[start:start + length], rings.y[start:start + length]
+        if n_lanes < LANES:  # or the FFT of a ring would be that of the last one's FFT, and grow without end
+            scratch.a[:length * LANES] = 0
         for lane in range(n_lanes):
             p, ix, iy, _ = _place(scratch.lanes[lane], first, count, shifts)
             _sample_alone(images[p].reshape(n * n), n, x, y, centres[p, 0] + ix * shifts.step,
