@@ -14,6 +14,7 @@ import scipy.fft
 from mrefali import parallel
 from mrefali.checks import Options, check_new_directory, prepare, use_threads
 from mrefali.errors import InputError
+from mrefali.fourier import half_spectrum
 from mrefali.io import open_stack
 from mrefali.outdir import OutputDirectory, resolution_px
 from mrefali.reference import fourier_shift
@@ -44,21 +45,19 @@ class NoiseStack:
         self.stack, self.seed = stack, seed
         self.path, self.n_images, self.box, self.pixel_size_A = (
             f"noise like {stack.path}", stack.n_images, stack.box, stack.pixel_size_A)
-        frequency = scipy.fft.fftfreq(self.box, 1 / self.box)[:, None]
-        self._ring = np.rint(np.hypot(frequency, np.arange(self.box // 2 + 1))).astype(int)
+        radius, self._times = half_spectrum(self.box)
+        self._ring = np.rint(radius).astype(int)
         with comm.agreeing():
             power = self._mean_power() if comm.is_root else None
         self._amplitude = np.sqrt(comm.from_root(power))[self._ring].astype(np.float32)
 
     def _mean_power(self):
         """Power of a Fourier coefficient, in noise of variance 1 a pixel, by whole Fourier pixels; 0 for the mean."""
-        twice = np.full(self._ring.shape, 2.0)  # what stands for its counterpart at -kx too
-        twice[:, 0], twice[:, self.box // 2 + self.box % 2:] = 1.0, 1.0
-        counts, total = np.bincount(self._ring.ravel(), twice.ravel()), 0.0
+        counts, total = np.bincount(self._ring.ravel(), np.broadcast_to(self._times, self._ring.shape).ravel()), 0.0
         for first in range(0, self.n_images, 256):
             images = self.stack.read(first, min(first + 256, self.n_images))
             power = (np.abs(scipy.fft.rfft2(images)) ** 2).sum(axis=0, dtype=np.float64)
-            total = total + np.bincount(self._ring.ravel(), (twice * power).ravel())
+            total = total + np.bincount(self._ring.ravel(), (self._times * power).ravel())
         mean = total / counts / self.n_images / self.box**2
         mean[0] = 0.0  # normalisation takes the mean away
         return mean

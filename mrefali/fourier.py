@@ -140,6 +140,26 @@ def _spectrum_factors(n):
     return factors.astype(np.float32)
 
 
+def half_spectrum(n):
+    """The coefficients that ``rfft2`` leaves of an image of n x n.
+
+    Returns
+    -------
+    radius : (n, n // 2 + 1) float64
+        In Fourier pixels.
+    times : (n // 2 + 1,) int64
+        Coefficients of the whole spectrum that one of the column stands for, itself and its mirror image.
+    """
+    column = np.arange(n // 2 + 1)
+    radius = np.hypot(scipy.fft.fftfreq(n, 1 / n)[:, None], column)
+    return radius, np.where((column == 0) | (2 * column == n), 1, 2)
+
+
+def shrink_factor(box, about):
+    """The factor by which :func:`shrink` makes images of ``box`` px such of ``about`` px, or leaves smaller ones."""
+    return max(1, round(box / about))
+
+
 def shrink(images, factor):
     """Images whose pixels are ``factor`` times as large: what lies below the new Nyquist frequency, mean kept.
 

@@ -17,7 +17,7 @@ from scipy.ndimage import map_coordinates
 
 from mrefali import geometry
 from mrefali.average import normalize_particles
-from mrefali.fourier import shrink
+from mrefali.fourier import half_spectrum, shrink, shrink_factor
 from mrefali.search import Search, align, only, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
@@ -110,7 +110,7 @@ def examine(pairs, search, comm):
 
 def _factor(search):
     """By which the averages of a run are shrunk."""
-    return max(1, round(search.box / BOX))
+    return shrink_factor(search.box, BOX)
 
 
 def _in_medians(agreed, error, known):
@@ -138,32 +138,30 @@ def _banded(pairs, disc):
     spectra = np.empty((*pairs.shape[:-1], n // 2 + 1), np.complex64)
     for pair, out in zip(pairs, spectra, strict=True):
         out[:] = scipy.fft.rfft2(_centered(pair, disc) * disc)
-    radius = np.hypot(scipy.fft.fftfreq(n, 1 / n)[:, None], np.arange(n // 2 + 1))
-    weight, n_independent = _weights(spectra, radius)
+    radius, times = half_spectrum(n)
+    weight, n_independent = _weights(spectra, radius, times)
     spectra *= np.interp(radius, np.arange(len(weight)), weight, right=0.0).astype(np.float32)
     for spectrum, out in zip(spectra, banded, strict=True):
         out[:] = _centered(scipy.fft.irfft2(spectrum, s=disc.shape), disc)
     return banded, n_independent
 
 
-def _weights(spectra, radius):
+def _weights(spectra, radius, times):
     """Factor of each ring of Fourier space, and how many independent numbers are left of an image.
 
     Parameters
     ----------
     spectra : (n_classes, 2, n, n // 2 + 1) complex64
         Of the halves of averages, 0 outside the disc.
-    radius : (n, n // 2 + 1) float64
-        Of their coefficients, in Fourier pixels.
+    radius, times
+        Of their coefficients, see :func:`mrefali.fourier.half_spectrum`.
 
     Returns
     -------
     weight : (n // 2 + 1,) float64
     n_independent : float
     """
-    n, n_rings = radius.shape
-    ring = np.rint(radius).astype(int).ravel()
-    times = np.where((radius[0] == 0) | (2 * radius[0] == n), 1, 2)  # other columns stand for their mirror images too
+    n_rings, ring = radius.shape[1], np.rint(radius).astype(int).ravel()
 
     def ring_sums(values):
         return np.bincount(ring, (times * values).ravel())[:n_rings]
@@ -191,7 +189,7 @@ def _products(first, second):
 
 def _most_alike(averages, disc, search, comm):
     """Of each average the other that it correlates best with once aligned, and that correlation; normalises them."""
-    factor = max(1, round(search.box / COARSE_BOX))
+    factor = shrink_factor(search.box, COARSE_BOX)
     small = shrink(averages, factor)
     coarse = _search_in(small.shape[-1], search.outer_radius // factor, search.mirror)
     normalize_particles(small, geometry.disc(coarse.box, coarse.outer_radius))

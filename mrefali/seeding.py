@@ -29,6 +29,7 @@ import scipy.linalg
 
 from mrefali import average, geometry, health
 from mrefali.errors import InputError
+from mrefali.fourier import half_spectrum, shrink_factor
 from mrefali.parallel import SERIAL
 from mrefali.reference import fourier_shift, power_center
 from mrefali.search import Alignments, Search, align, align_each, ring_spectra
@@ -106,7 +107,7 @@ def bytes_needed(n_particles, n_classes, box):
 
 def search_of(box, outer_radius, half_range, mirror=True):
     """The ``Search`` of the small images, and how many times smaller they are."""
-    factor = max(1, round(box / BOX))
+    factor = shrink_factor(box, BOX)
     small = box // factor
     half = half_range / factor
     radius = int(np.clip(outer_radius // factor, 1, geometry.largest_outer_radius(small)))
@@ -181,10 +182,8 @@ class Contrast:
         y, x = np.indices((n, n)) - n // 2
         self.edge = np.clip((radius + EDGE - np.hypot(x, y)) / EDGE, 0, 1).astype(np.float32)
         self.disc = geometry.disc(n, radius)
-        k = scipy.fft.fftfreq(n, 1 / n)
-        self._ring = np.minimum(np.rint(np.hypot(k[:, None], np.arange(n // 2 + 1))).astype(int), n // 2)
-        # a column of the half spectrum stands for two, but the first and that of Nyquist
-        self._times = np.where((np.arange(n // 2 + 1) == 0) | (2 * np.arange(n // 2 + 1) == n), 1.0, 2.0)
+        frequency, self._times = half_spectrum(n)
+        self._ring = np.minimum(np.rint(frequency).astype(int), n // 2)
         outside = 1 - self.edge
         power = self._ring_power(images, self.edge) / (self.edge**2).sum()
         level = np.tensordot(images, outside, 2) / outside.sum()
