@@ -1,0 +1,131 @@
+"""Whether particles of one class differ by more than noise: against numpy, then against known truth."""
+
+import numpy as np
+import pytest
+from class_particles import BOX, RADIUS, particles
+
+from mrefali.average import transform
+from mrefali.contrast import Contrast
+from mrefali.seeding import search_of
+from mrefali.structure import SMALLEST_GROUP, SMALLEST_PART, Structure, Structures, cut, principal_components
+
+
+def structures(images, half_range=1.0):
+    return Structures(images, Contrast(images, RADIUS), search_of(BOX, RADIUS, half_range)[0], np.random.default_rng(1))
+
+
+def structure(n=120, half_range=1.0, **options):
+    images, made = particles(n=n, **options)
+    mean = transform(images, made.poses).mean(axis=0)
+    return structures(images, half_range).of(np.arange(n), mean, n), made.classes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cut_leaves_the_least_variance_within(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(np.concatenate([rng.normal(size=9), rng.normal(4, 2, size=7)]))
+    found, order = cut(values), np.argsort(values)
+
+    def within(n):
+        return sum(part.size * part.var() for part in (values[order[:n]], values[order[n:]]))
+
+    best = min(range(1, len(values)), key=within)
+    assert sorted(np.flatnonzero(found)) == sorted(order[best:])
+
+
+@pytest.mark.parametrize("n", [30, 90])  # fewer particles than pixels, and more
+def test_principal_components_are_those_of_the_singular_values(n):
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(n, 50)) + 5 * np.outer(rng.normal(size=n), rng.normal(size=50))
+    values, along = principal_components(pixels)
+    u, s, _ = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(values, s[:3]**2 / (s**2).sum() * min(n, 50))
+    for mine, theirs in zip(along.T, (u * s).T[:3], strict=True):
+        np.testing.assert_allclose(mine * np.sign(mine @ theirs), theirs, atol=1e-9 * s[0])
+
+
+def test_particles_that_stand_alone_make_no_component():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(60, 200))
+    pixels[:20, 0] += 8
+    values, along = principal_components(pixels)
+    astray = np.concatenate([pixels, [100 * np.eye(200)[1], 80 * np.eye(200)[2]]])
+    of_all, along_all = principal_components(astray)
+    np.testing.assert_allclose(of_all, values)
+    np.testing.assert_allclose(along_all[:60], along)
+    assert (along_all[60:] <= along.max(axis=0)).all()
+    assert (along_all[60:] >= along.min(axis=0)).all()
+    assert len(set(cut(along_all[:, 0])[:20])) == 1
+    assert cut(along[:, 0]).sum() in (20, 40)
+
+
+def excesses(**options):
+    """Of six groups of particles of one view, (6, COMPONENTS)."""
+    return np.array([structure(views=1, seed=seed, **options)[0].excess for seed in range(6)])
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("snr", [0.3, 0.05])
+def test_particles_of_one_view_differ_by_no_more_than_noise(snr):
+    excess = excesses(snr=snr)
+    # in standard errors: 18 of mean 0 and deviation 1 have a mean of 0 to within 4 / sqrt(18), and hardly one above 4
+    assert excess.mean() < 4 / np.sqrt(excess.size)
+    assert excess.max() < 4
+
+
+@pytest.mark.jit_only
+def test_particles_beyond_the_search_are_no_structure(monkeypatch):
+    # by 2.5 px in each direction, where 1 px is searched; some that are askew remain in some groups
+    wide = excesses(max_shift=2.5, half_range=1.0).max(axis=1)
+    monkeypatch.setattr("mrefali.structure.BEYOND", 0.0)
+    narrow = excesses(max_shift=2.5, half_range=1.0).max(axis=1)
+    assert np.median(wide) < 2.5
+    assert (narrow > 3 * wide).all()
+    assert narrow.min() > 10
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("seed", range(4))
+def test_two_views_are_told_apart(seed):
+    found, view = structure(views=2, seed=seed)
+    agreement = (found.parts == view).mean()
+    assert found.excess.max() > 20
+    assert max(agreement, 1 - agreement) > 0.85
+    assert found.tells(view == 1) > 8  # at most sqrt(120) = 11
+    assert found.tells(np.random.default_rng(seed).random(120) < 0.5) < 4
+
+
+def test_parts_are_told_by_components_that_are_more_than_noise_alone():
+    rng = np.random.default_rng(0)
+    along = rng.normal(size=(100, 3)) * [3, 2, 1]
+    first, second = along[:, 0] > 0, along[:, 1] > 0
+
+    def tells(excess, part):
+        return Structure(np.arange(100), None, np.array(excess), along).tells(part)
+
+    assert tells([9.0, 0.0, 0.0], first) > 7  # a normal variable and its sign correlate by 0.8; sqrt(100) = 10
+    assert tells([9.0, 0.0, 0.0], second) < 3
+    assert tells([9.0, 9.0, 0.0], second) > 7
+    assert tells([5.0, 0.0, 0.0], first) == 5.0
+    assert tells([1.5, 1.9, 0.0], first) == 1.9
+
+
+@pytest.mark.jit_only
+def test_what_is_known_of_a_group_holds_for_nearly_the_same():
+    images, made = particles(n=60, views=1)
+    known, mean = structures(images), transform(images, made.poses).mean(axis=0)
+    whole = known.of(np.arange(60), mean, 60)
+    assert known.of(np.arange(2, 60), mean, 58) is whole
+    other = known.of(np.arange(30), mean, 30)
+    assert other is not whole
+    np.testing.assert_array_equal(other.members, np.arange(30))
+    assert known.of(np.arange(SMALLEST_GROUP - 1), mean, 15) is None
+    assert SMALLEST_GROUP >= 2 * SMALLEST_PART
+
+
+@pytest.mark.jit_only
+def test_of_a_large_group_evenly_spaced_members_are_asked(monkeypatch):
+    monkeypatch.setattr("mrefali.structure.LARGEST_GROUP", 20)
+    images, made = particles(n=50, views=1)
+    found = structures(images).of(np.arange(50), transform(images, made.poses).mean(axis=0), 50)
+    np.testing.assert_array_equal(found.members, np.arange(0, 50, 3))
