@@ -269,7 +269,7 @@ def _needed(state, most, structures):
                            for k, value in zip(kept, worth, strict=True)])
         if len(kept) <= most and surely.min() > SURE:
             break
-        kept = np.delete(kept, surely.argmin() if np.isfinite(surely.min()) else worth.argmin())
+        kept = np.delete(kept, surely.argmin() if surely.min() < np.inf else worth.argmin())
     return kept
 
 
@@ -278,7 +278,9 @@ def _told_apart(state, k, kept, structures):
     fit = state.scores.mean(axis=0)
     # particles of classes that were dropped go where they fit best
     assign = np.where(np.isin(state.found.assign, kept), state.found.assign, kept[fit[:, kept].argmax(axis=1)])
-    others = kept[kept != k]
+    others = kept[(kept != k) & (np.bincount(assign, minlength=kept.max() + 1)[kept] > 0)]
+    if (assign == k).sum() < SMALLEST_PART or not len(others):
+        return -np.inf
     near = others[fit[assign == k][:, others].mean(axis=0).argmax()]
     both = structures.of(np.flatnonzero((assign == k) | (assign == near)), state.averages[near], state.counts[near])
     return -np.inf if both is None else both.tells(assign[both.members] == k)

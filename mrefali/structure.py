@@ -70,9 +70,11 @@ class Structure:
         """How surely the components that are more than noise tell a ``part``, (n,) bool, from the rest.
 
         In standard errors: of the component, or of the correlation of particles along these with their part, whichever
-        is less. ``SURE`` and less where no component is more than noise.
+        is less. ``SURE`` and less where no component is more than noise; 0 for a part that is none or all.
         """
         sure = self.excess > SURE
+        if part.all() or not part.any():
+            return 0.0
         if not sure.any():
             return self.excess.max()
         axes, label = self.along[:, sure] - self.along[:, sure].mean(axis=0), part - part.mean()

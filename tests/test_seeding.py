@@ -1,5 +1,7 @@
 """Classes of unaligned particles: the parts by themselves, then whole against known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from class_particles import BOX, RADIUS, particles
@@ -64,6 +66,16 @@ def test_no_more_classes_are_kept_than_asked_for():
     images, made = particles(n=150, snr=1.0)
     state, _, _, structures = settled(images, made, made.classes, 3)
     assert [len(_needed(state, most, structures)) for most in (1, 2, 3, 4)] == [1, 2, 3, 3]
+
+
+@pytest.mark.jit_only
+def test_a_class_that_hardly_a_particle_belongs_to_is_dropped():
+    images, made = particles(n=120, views=2)
+    state, _, _, structures = settled(images, made, made.classes, 2)
+    few = replace(state, averages=np.concatenate([state.averages, state.averages[:2]]), counts=np.array([57, 60, 3, 0]),
+                  scores=np.concatenate([state.scores, state.scores - 1], axis=2))
+    few.found.assign[np.flatnonzero(few.found.assign == 0)[:3]] = 2
+    np.testing.assert_array_equal(_needed(few, 4, structures), [0, 1])
 
 
 @pytest.mark.jit_only

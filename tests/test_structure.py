@@ -108,6 +108,7 @@ def test_parts_are_told_by_components_that_are_more_than_noise_alone():
     assert tells([9.0, 9.0, 0.0], second) > 7
     assert tells([5.0, 0.0, 0.0], first) == 5.0
     assert tells([1.5, 1.9, 0.0], first) == 1.9
+    assert tells([9.0, 0.0, 0.0], np.ones(100, bool)) == tells([9.0, 0.0, 0.0], np.zeros(100, bool)) == 0.0
 
 
 @pytest.mark.jit_only
