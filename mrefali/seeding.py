@@ -48,6 +48,9 @@ FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 #: How often classes are split and dropped at most.
 ROUNDS = 5
 
+#: Standard errors that are taken off what a class is worth.
+WORTH_ERRORS = 3.0
+
 #: Classes of a particle whose scores are refined, the best by the grid search; those of the others are estimated.
 REFINED_SCORES = 4
 
@@ -100,7 +103,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     images : (n_particles, n, n) float32
         Normalised; centred to within the search.
     n_classes : int
-        Classes at most; fewer where cross-validation finds no more.
+        Classes at most; fewer where no more can be told apart.
     search : search.Search
         See :func:`search_of`.
     rng : numpy.random.Generator
@@ -113,7 +116,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     """
     contrast = Contrast(images, search.outer_radius)
     averages, counts = _first_averages(images, n_classes, contrast, search, rng)
-    structures, known = Structures(images, contrast, search, rng), []
+    structures, already_cut = Structures(images, contrast, search, rng), []
     for number in range(1, ROUNDS + 1):
         state = _settle(images, averages, counts, contrast, search)
         kept = _needed(state, n_classes, structures)
@@ -122,7 +125,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
         report(f"round {number}: {len(state.counts)} classes")
         if number == ROUNDS:
             break
-        averages, counts = _split(images, state, n_classes, contrast, search, structures, known)
+        averages, counts = _split(images, state, contrast, search, structures, already_cut)
         if averages is None:
             break
     order = np.argsort(-state.counts, kind="stable")
@@ -249,7 +252,8 @@ def _scores(images, found, used, averages, contrast, search):
 def _worth(scores, classes):
     """How much less well particles fit without each of the ``classes``, at least, (len(classes),).
 
-    Cross-validated, less ``SURE`` standard errors: the members of a class that can be done without fit others as well.
+    Cross-validated, less ``WORTH_ERRORS`` standard errors: the members of a class that can be done without fit others
+    as well.
     """
     total, squares, i = np.zeros(len(classes)), np.zeros(len(classes)), np.arange(scores.shape[1])
     for chooser, judge in (scores[:, :, classes], scores[::-1, :, classes]):
@@ -257,15 +261,17 @@ def _worth(scores, classes):
         loss = judge[i, first] - judge[i, second]
         total += np.bincount(first, loss, minlength=len(classes)) / 2
         squares += np.bincount(first, loss**2, minlength=len(classes)) / 2
-    return total - SURE * np.sqrt(squares)
+    return total - WORTH_ERRORS * np.sqrt(squares)
 
 
 def _needed(state, most, structures):
     """The classes, ``most`` of them at most, without those that nothing tells from another one."""
-    kept = np.arange(len(state.counts))
+    kept, fit = np.arange(len(state.counts)), state.scores.mean(axis=0)
     while len(kept) > 1:
         worth = _worth(state.scores, kept)
-        surely = np.array([np.inf if value > 0 else _told_apart(state, k, kept, structures)
+        # particles of classes that were dropped go where they fit best
+        assign = np.where(np.isin(state.found.assign, kept), state.found.assign, kept[fit[:, kept].argmax(axis=1)])
+        surely = np.array([np.inf if value > 0 else _told_apart(state, k, kept, fit, assign, structures)
                            for k, value in zip(kept, worth, strict=True)])
         if len(kept) <= most and surely.min() > SURE:
             break
@@ -273,38 +279,37 @@ def _needed(state, most, structures):
     return kept
 
 
-def _told_apart(state, k, kept, structures):
+def _told_apart(state, k, kept, fit, assign, structures):
     """How surely a class is another one than that which its members fit best of the others, in standard errors."""
-    fit = state.scores.mean(axis=0)
-    # particles of classes that were dropped go where they fit best
-    assign = np.where(np.isin(state.found.assign, kept), state.found.assign, kept[fit[:, kept].argmax(axis=1)])
-    others = kept[(kept != k) & (np.bincount(assign, minlength=kept.max() + 1)[kept] > 0)]
-    if (assign == k).sum() < SMALLEST_PART or not len(others):
+    sizes = np.bincount(assign, minlength=len(state.counts))
+    others = kept[(kept != k) & (sizes[kept] > 0)]
+    if sizes[k] < SMALLEST_PART or not len(others):
         return -np.inf
     near = others[fit[assign == k][:, others].mean(axis=0).argmax()]
-    both = structures.of(np.flatnonzero((assign == k) | (assign == near)), state.averages[near], state.counts[near])
+    both = structures.of(np.flatnonzero((assign == k) | (assign == near)), min(sizes[k], sizes[near]),
+                         state.averages[near], state.counts[near])
     return -np.inf if both is None else both.tells(assign[both.members] == k)
 
 
-def _split(images, state, most, contrast, search, structures, known):
-    """Averages and counts with two parts in place of each of ``most`` classes, at most, that have structure.
+def _split(images, state, contrast, search, structures, already_cut):
+    """Averages and counts with two parts in place of each class that has structure.
 
-    None if there are none. ``known`` has structures that were cut before, and gets those of others.
+    None if there are none. ``already_cut`` has structures that were cut before, and gets those of others.
     """
     parts = {}
     for k in range(len(state.counts)):
-        group = structures.of(np.flatnonzero(state.found.assign == k), state.averages[k], state.counts[k])
-        if group is None or group.excess.max() <= SURE or group in known:
+        members = np.flatnonzero(state.found.assign == k)
+        group = structures.of(members, len(members), state.averages[k], state.counts[k])
+        if group is None or group.excess.max() <= SURE or group in already_cut:
             continue
-        known.append(group)
+        already_cut.append(group)
         both = _settle_parts(images[group.members], group, contrast, search)
         if both.counts.min() >= SMALLEST_PART:
-            parts[k] = group.excess.max(), both
-    chosen = sorted(parts, key=lambda k: -parts[k][0])[:most]
-    if not chosen:
+            parts[k] = both
+    if not parts:
         return None, None
-    rest = np.setdiff1d(np.arange(len(state.counts)), chosen)
-    return tuple(np.concatenate([old[rest], *(getattr(parts[k][1], name) for k in chosen)])
+    rest = np.setdiff1d(np.arange(len(state.counts)), list(parts))
+    return tuple(np.concatenate([old[rest], *(getattr(both, name) for both in parts.values())])
                  for name, old in (("averages", state.averages), ("counts", state.counts)))
 
 

@@ -2,7 +2,8 @@
 
 Particles that show one view differ by noise alone once they are aligned; of two views, some component has more of the
 variance. How much it has by noise is seen in copies of the particles: the average is taken out of each, and the
-residual, moved in the pose of another particle, keeps its noise but no detail that stands still.
+residual, turned by an angle drawn at random, keeps its noise but no detail that stands still. Contrast does not count:
+how strongly a particle shows the average varies with the ice, and is taken out.
 
 After J. L. Horn, A rationale and test for the number of factors in factor analysis, Psychometrika 30, 179-185 (1965).
 Arrays in, arrays out: this module knows no file and no rank.
@@ -20,10 +21,11 @@ from mrefali.contrast import align_to_averages, centered_average
 COMPONENTS = 3
 
 #: Copies that a group is held against; of the first one more, which tell by how much the variances of noise vary.
-COPIES, FIRST_COPIES = 5, 25
+COPIES, FIRST_COPIES = 3, 25
 
-#: Standard errors beyond the copies' from which a component is more than noise.
-SURE = 3.0
+#: Standard errors beyond the copies' from which a component is more than noise: of the hundreds that are looked at in a
+#: search for seeds none should be so by chance.
+SURE = 4.0
 
 #: A group of fewer particles has no structure that could be told, and no part of one may be smaller than the second.
 SMALLEST_GROUP, SMALLEST_PART = 16, 4
@@ -31,14 +33,18 @@ SMALLEST_GROUP, SMALLEST_PART = 16, 4
 #: Of a larger group evenly spaced members are asked; images of float32 that each of these takes. Measured.
 LARGEST_GROUP, IMAGES_A_MEMBER = 1000, 9
 
-#: Share of the particles that two groups have in common if what is known of one holds for the other.
-SAME_GROUP = 0.95
+#: What is known of a group holds for another one that differs in less than this share of its smallest class.
+OTHER_SHARE = 0.05
 
 #: Particles are compared when filtered as averages of so many.
-COUNT = 12
+FILTER_COUNT = 12
 
-#: By how many px the search is wider here. A particle that lies beyond the search stands askew, and so differs.
-BEYOND = 2.0
+#: By how many px the search is wider here, where this leaves so much of the radius to align by. A particle that lies
+#: beyond the search stands askew, and so differs.
+BEYOND, RADIUS_SHARE = 2.0, 0.75
+
+#: The relative variance of a component of noise falls with this power of the number of particles. Measured, 16 to 1000.
+POWER = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,52 +106,59 @@ class Structures:
 
     def __init__(self, images, contrast, search, rng):
         self.images, self.contrast, self.rng = images, contrast, rng
-        wide = search.xr + BEYOND
+        room = geometry.largest_outer_radius(search.box) - int(np.ceil(RADIUS_SHARE * search.outer_radius))
+        wide = max(search.xr, min(search.xr + BEYOND, float(room)))
         radius = min(search.outer_radius, geometry.largest_outer_radius(search.box) - int(np.ceil(wide)))
         self.search = replace(search, outer_radius=max(1, radius), xr=wide, yr=wide)
         self._known, self._squares, self._freedom = [], 0.0, 0
 
-    def of(self, members, average_of_them, count):
+    def of(self, members, smallest, average_of_them, count):
         """``Structure`` of ``members``, begun from an average, (n, n), of ``count``; or that of nearly the same group.
 
-        None where there are too few.
+        The smallest class in it has ``smallest`` members. None where there are too few, or where they are all alike.
         """
         if len(members) < SMALLEST_GROUP:
             return None
-        members = members[::-(-len(members) // LARGEST_GROUP)]
-        known = next((one for one in self._known if _are_same(members, one.members)), None)
-        if known is None:
-            known = self._found(members, average_of_them, count)
-            self._known.append(known)
-        return known
+        for others, found in self._known:
+            if len(np.setxor1d(members, others, assume_unique=True)) <= OTHER_SHARE * smallest:
+                return found
+        found = self._found(members[::-(-len(members) // LARGEST_GROUP)], average_of_them, count)
+        self._known.append((members, found))
+        return found
 
     def _found(self, members, average_of_them, count):
-        images, averages, counts = self.images[members], average_of_them[None], np.array([count])
-        for _ in range(3):
-            poses = align_to_averages(images, averages, counts, self.contrast, self.search).poses
-            averages = centered_average(average.transform(images, poses), poses)[None]
-            counts = np.array([len(members)])
-        images = self.contrast.filtered(images, COUNT)
+        images = self.images[members]
+        poses = align_to_averages(images, average_of_them[None], np.array([count]), self.contrast, self.search).poses
+        for _ in range(2):
+            mean = centered_average(average.transform(images, poses), poses)[None]
+            poses = align_to_averages(images, mean, np.array([len(members)]), self.contrast, self.search).poses
+        images, disc = self.contrast.filtered(images, FILTER_COUNT), self.contrast.disc
         moved = fourier.transform(images, poses)
-        seen = np.broadcast_to(moved.mean(axis=0), images.shape)
-        residual = images - fourier.transform(seen, geometry.invert(poses))
-        n_copies = COPIES if self._known else FIRST_COPIES
-        copies = (fourier.transform(residual, self.rng.permutation(poses)) for _ in range(n_copies))
-        of_copies = np.array([principal_components(copy[:, self.contrast.disc])[0] for copy in copies])
-        values, along = principal_components(moved[:, self.contrast.disc])
+        mean = moved.mean(axis=0)
+        residual = images - fourier.transform(np.broadcast_to(mean, images.shape), geometry.invert(poses))
+        common = np.linalg.qr(np.stack([np.ones(disc.sum()), mean[disc]], axis=1).astype(np.float64))[0]
+        n_copies = COPIES if self._freedom else FIRST_COPIES
+        copies = (fourier.transform(residual, self._turned(poses)) for _ in range(n_copies))
+        of_copies = np.array([principal_components(copy[:, disc], common)[0] for copy in copies])
+        values, along = principal_components(moved[:, disc], common)
+        if not (np.isfinite(of_copies).all() and np.isfinite(along).all()):
+            return None
         mean = of_copies.mean(axis=0)
-        # relative to their mean they vary by much the same in all groups, and a few copies tell it badly
-        self._squares += ((of_copies / mean - 1)**2).sum(axis=0)
+        # a few copies tell badly by how much they vary, so those of all groups do
+        self._squares += ((of_copies / mean - 1)**2).sum(axis=0) * len(members)**POWER
         self._freedom += n_copies - 1
-        error = np.sqrt(self._squares / self._freedom * (1 + 1 / n_copies))
+        error = np.sqrt(self._squares / self._freedom / len(members)**POWER * (1 + 1 / n_copies))
         return Structure(members, poses, (values / mean - 1) / error, along)
 
+    def _turned(self, poses):
+        turned = self.rng.permutation(poses)
+        turned["alpha"] = self.rng.uniform(0, 360, len(poses))
+        if self.search.mirror:
+            turned["mirror"] = self.rng.integers(0, 2, len(poses))
+        return turned
 
-def _are_same(members, others):
-    return len(np.intersect1d(members, others)) >= SAME_GROUP * max(len(members), len(others))
 
-
-def principal_components(pixels):
+def principal_components(pixels, common):
     """The first ``COMPONENTS`` principal components of particles, but for some that stand alone.
 
     A component that sets fewer than ``SMALLEST_PART`` particles apart is theirs: it is found anew without them. They
@@ -154,14 +167,17 @@ def principal_components(pixels):
     Parameters
     ----------
     pixels : (n, n_pixels)
+    common : (n_pixels, n_common)
+        Orthonormal directions in which particles may differ without being another view; they are taken out.
 
     Returns
     -------
     values : (COMPONENTS,) float64
-        Variances, relative to the mean of all components that are not 0.
+        Variances, relative to the mean of all as many as there are particles or pixels, whichever are fewer.
     along : (n, COMPONENTS) float64
     """
     pixels = pixels.astype(np.float64)
+    pixels -= pixels @ common @ common.T
     inside = np.arange(len(pixels))
     while True:
         middle = pixels[inside].mean(axis=0)

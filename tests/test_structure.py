@@ -4,20 +4,31 @@ import numpy as np
 import pytest
 from class_particles import BOX, RADIUS, particles
 
-from mrefali.average import transform
+from mrefali.average import normalize_particles, transform
 from mrefali.contrast import Contrast
+from mrefali.geometry import disc, identity_poses, invert
 from mrefali.seeding import search_of
-from mrefali.structure import SMALLEST_GROUP, SMALLEST_PART, Structure, Structures, cut, principal_components
+from mrefali.structure import SMALLEST_GROUP, Structure, Structures, cut, principal_components
 
 
 def structures(images, half_range=1.0):
     return Structures(images, Contrast(images, RADIUS), search_of(BOX, RADIUS, half_range)[0], np.random.default_rng(1))
 
 
-def structure(n=120, half_range=1.0, **options):
+def with_amplitudes(made, amplitudes):
+    """Normalised particles, of which each shows its view as strongly as is given."""
+    clean = transform(made.views[made.classes], invert(made.poses))
+    images = made.images + (amplitudes - 1)[:, None, None].astype(np.float32) * clean
+    normalize_particles(images, disc(BOX, RADIUS))
+    return images
+
+
+def structure(n=120, half_range=1.0, amplitudes=None, **options):
     images, made = particles(n=n, **options)
+    if amplitudes is not None:
+        images = with_amplitudes(made, amplitudes)
     mean = transform(images, made.poses).mean(axis=0)
-    return structures(images, half_range).of(np.arange(n), mean, n), made.classes
+    return structures(images, half_range).of(np.arange(n), n, mean, n), made.classes
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -37,8 +48,10 @@ def test_the_cut_leaves_the_least_variance_within(seed):
 def test_principal_components_are_those_of_the_singular_values(n):
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(n, 50)) + 5 * np.outer(rng.normal(size=n), rng.normal(size=50))
-    values, along = principal_components(pixels)
-    u, s, _ = np.linalg.svd(pixels - pixels.mean(axis=0), full_matrices=False)
+    common = np.linalg.qr(rng.normal(size=(50, 2)))[0]
+    values, along = principal_components(pixels, common)
+    rest = pixels - pixels.mean(axis=0)
+    u, s, _ = np.linalg.svd(rest - rest @ common @ common.T, full_matrices=False)
     np.testing.assert_allclose(values, s[:3]**2 / (s**2).sum() * min(n, 50))
     for mine, theirs in zip(along.T, (u * s).T[:3], strict=True):
         np.testing.assert_allclose(mine * np.sign(mine @ theirs), theirs, atol=1e-9 * s[0])
@@ -48,9 +61,10 @@ def test_particles_that_stand_alone_make_no_component():
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(60, 200))
     pixels[:20, 0] += 8
-    values, along = principal_components(pixels)
+    none = np.zeros((200, 1))
+    values, along = principal_components(pixels, none)
     astray = np.concatenate([pixels, [100 * np.eye(200)[1], 80 * np.eye(200)[2]]])
-    of_all, along_all = principal_components(astray)
+    of_all, along_all = principal_components(astray, none)
     np.testing.assert_allclose(of_all, values)
     np.testing.assert_allclose(along_all[:60], along)
     assert (along_all[60:] <= along.max(axis=0)).all()
@@ -112,21 +126,73 @@ def test_parts_are_told_by_components_that_are_more_than_noise_alone():
 
 
 @pytest.mark.jit_only
+def test_how_strongly_particles_show_their_view_is_no_structure():
+    # of 400 particles, by 30 %, as ice of uneven thickness makes it
+    amplitudes = np.random.default_rng(0).normal(1, 0.3, 400).clip(0.2, None)
+    excess, _ = structure(n=400, views=1, snr=0.3, amplitudes=amplitudes)
+    assert excess.excess.max() < 4
+    two, view = structure(n=400, views=2, snr=0.3, amplitudes=amplitudes)
+    assert two.tells(view == 1) > 10
+
+
+@pytest.mark.jit_only
+def test_views_of_aligned_particles_are_told_apart():
+    # all poses are near the identity then: what stands still in the particles must not in the copies
+    images, made = particles(n=120, views=2, snr=0.3)
+    aligned = transform(images, made.poses)
+    normalize_particles(aligned, disc(BOX, RADIUS))
+    found = structures(aligned).of(np.arange(120), 120, aligned.mean(axis=0), 120)
+    assert found.tells(made.classes == 1) > 4
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("mirror", [False, True])
+def test_copies_are_turned_by_any_angle_and_mirrored_where_particles_may_be(mirror):
+    images, made = particles(n=60, views=1)
+    contrast, search = Contrast(images, RADIUS), search_of(BOX, RADIUS, 1, mirror)[0]
+    turned = Structures(images, contrast, search, np.random.default_rng(1))._turned(identity_poses(60))
+    assert turned["mirror"].any() == mirror
+    assert np.ptp(turned["alpha"]) > 300
+
+
+@pytest.mark.jit_only
+def test_of_blank_particles_nothing_is_known():
+    images, made = particles(n=60, views=1)
+    known = structures(images)
+    known.images = np.zeros_like(images)
+    with np.errstate(all="ignore"):
+        assert known.of(np.arange(30), 30, np.zeros((BOX, BOX), np.float32), 30) is None
+    known.images = images
+    found = known.of(np.arange(60), 60, transform(images, made.poses).mean(axis=0), 60)
+    assert np.isfinite(found.excess).all()
+
+
+@pytest.mark.parametrize(("box", "radius", "half_range"), [(16, 6, 1), (32, 12, 1), (32, 7, 8), (64, 28, 3)])
+def test_the_wider_search_leaves_enough_of_the_radius(box, radius, half_range):
+    search = search_of(box, radius, half_range)[0]
+    wide = Structures(np.empty((0, box, box)), None, search, None).search
+    assert search.xr <= wide.xr <= search.xr + 2
+    assert wide.outer_radius >= 0.75 * search.outer_radius
+    assert wide.outer_radius + wide.xr <= box / 2 - 1
+
+
+@pytest.mark.jit_only
 def test_what_is_known_of_a_group_holds_for_nearly_the_same():
     images, made = particles(n=60, views=1)
     known, mean = structures(images), transform(images, made.poses).mean(axis=0)
-    whole = known.of(np.arange(60), mean, 60)
-    assert known.of(np.arange(2, 60), mean, 58) is whole
-    other = known.of(np.arange(30), mean, 30)
+    whole = known.of(np.arange(60), 60, mean, 60)
+    assert known.of(np.arange(3, 60), 60, mean, 57) is whole
+    # a small class in it makes it another group
+    assert known.of(np.arange(3, 60), 20, mean, 57) is not whole
+    other = known.of(np.arange(30), 30, mean, 30)
     assert other is not whole
     np.testing.assert_array_equal(other.members, np.arange(30))
-    assert known.of(np.arange(SMALLEST_GROUP - 1), mean, 15) is None
-    assert SMALLEST_GROUP >= 2 * SMALLEST_PART
+    assert known.of(np.arange(SMALLEST_GROUP - 1), 15, mean, 15) is None
 
 
 @pytest.mark.jit_only
 def test_of_a_large_group_evenly_spaced_members_are_asked(monkeypatch):
     monkeypatch.setattr("mrefali.structure.LARGEST_GROUP", 20)
     images, made = particles(n=50, views=1)
-    found = structures(images).of(np.arange(50), transform(images, made.poses).mean(axis=0), 50)
+    found = structures(images).of(np.arange(50), 50, transform(images, made.poses).mean(axis=0), 50)
     np.testing.assert_array_equal(found.members, np.arange(0, 50, 3))
