@@ -45,7 +45,7 @@ NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
 #: particles changes class.
 FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 
-#: How often classes are split and dropped at most.
+#: How often classes are dropped at most; they are split in between.
 ROUNDS = 5
 
 #: Standard errors that are taken off what a class is worth.
@@ -119,7 +119,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     structures, already_cut = Structures(images, contrast, search, rng), []
     for number in range(1, ROUNDS + 1):
         state = _settle(images, averages, counts, contrast, search)
-        kept = _needed(state, n_classes, structures)
+        kept = _needed(state, _scores(images, state, contrast, search), n_classes, structures)
         if len(kept) < len(state.counts):
             state = _settle(images, state.averages[kept], state.counts[kept], contrast, search)
         report(f"round {number}: {len(state.counts)} classes")
@@ -146,14 +146,11 @@ class State:
     counts : (n_classes,) int64
     found : search.Alignments
         Of the particles that made them.
-    scores : (2, n_particles, n_classes) float64
-        Of all particles against the averages of the particles of even number, and of odd number.
     """
 
     averages: np.ndarray
     counts: np.ndarray
     found: Alignments
-    scores: np.ndarray
 
 
 # --- steps 1 and 2
@@ -181,7 +178,7 @@ def _first_averages(images, n_classes, contrast, search, rng):
     chosen = _choose(found.peak.T, min(FIRST_CLASSES * n_classes, len(drawn)))
     best = found.peak[chosen].argmax(axis=0)
     poses = found.poses[chosen][best, np.arange(len(images))]
-    return _averages(images, best, poses, averages[chosen], contrast)
+    return _averages(images, best, poses, averages[chosen])
 
 
 def _choose(scores, n):
@@ -202,7 +199,7 @@ def _align_each(images, references, search):
 # --- step 3
 
 
-def _averages(images, assign, poses, before, contrast):
+def _averages(images, assign, poses, before):
     """Centred averages and counts; a class without particles keeps the average it had."""
     averages, counts = before.copy(), np.bincount(assign, minlength=len(before))
     moved = average.transform(images, poses)
@@ -216,19 +213,26 @@ def _settle(images, averages, counts, contrast, search):
     before = np.full(len(images), -1)
     for number in range(MOST_ITERATIONS):
         found = align_to_averages(images, averages, counts, contrast, search)
-        averages, counts = _averages(images, found.assign, found.poses, averages, contrast)
+        averages, counts = _averages(images, found.assign, found.poses, averages)
         if number >= FEWEST_ITERATIONS - 1 and (found.assign != before).mean() < SETTLED:
             break
         before = found.assign
+    return State(averages, counts, found)
+
+
+# --- steps 4 and 5
+
+
+def _scores(images, state, contrast, search):
+    """Of all particles against the averages of those of even number, and of odd number, (2, n_particles, n_classes)."""
     half = np.arange(len(images)) % 2
-    scores = np.stack([_scores(images, found, half == h, averages, contrast, search) for h in (0, 1)])
-    return State(averages, counts, found, scores)
+    return np.stack([_scores_of_half(images, state.found, half == h, state.averages, contrast, search) for h in (0, 1)])
 
 
-def _scores(images, found, used, averages, contrast, search):
+def _scores_of_half(images, found, used, averages, contrast, search):
     """Of all particles against the averages of those that are ``used``, (n_particles, n_classes)."""
     members = np.flatnonzero(used)
-    halves, counts = _averages(images[members], found.assign[members], found.poses[members], averages, contrast)
+    halves, counts = _averages(images[members], found.assign[members], found.poses[members], averages)
     references = contrast.references(halves, counts)
     grid = _align_each(images, references.images, search)
     scores, coefficients = grid.peak.T.copy(), splines(references.images)
@@ -246,9 +250,6 @@ def _scores(images, found, used, averages, contrast, search):
     return scores
 
 
-# --- steps 4 and 5
-
-
 def _worth(scores, classes):
     """How much less well particles fit without each of the ``classes``, at least, (len(classes),).
 
@@ -264,11 +265,11 @@ def _worth(scores, classes):
     return total - WORTH_ERRORS * np.sqrt(squares)
 
 
-def _needed(state, most, structures):
+def _needed(state, scores, most, structures):
     """The classes, ``most`` of them at most, without those that nothing tells from another one."""
-    kept, fit = np.arange(len(state.counts)), state.scores.mean(axis=0)
+    kept, fit = np.arange(len(state.counts)), scores.mean(axis=0)
     while len(kept) > 1:
-        worth = _worth(state.scores, kept)
+        worth = _worth(scores, kept)
         # particles of classes that were dropped go where they fit best
         assign = np.where(np.isin(state.found.assign, kept), state.found.assign, kept[fit[:, kept].argmax(axis=1)])
         surely = np.array([np.inf if value > 0 else _told_apart(state, k, kept, fit, assign, structures)

@@ -78,9 +78,9 @@ class Structure:
         In standard errors: of the component, or of the correlation of particles along these with their part, whichever
         is less. ``SURE`` and less where no component is more than noise; 0 for a part that is none or all.
         """
-        sure = self.excess > SURE
         if part.all() or not part.any():
             return 0.0
+        sure = self.excess > SURE
         if not sure.any():
             return self.excess.max()
         axes, label = self.along[:, sure] - self.along[:, sure].mean(axis=0), part - part.mean()
@@ -130,8 +130,8 @@ class Structures:
         images = self.images[members]
         poses = align_to_averages(images, average_of_them[None], np.array([count]), self.contrast, self.search).poses
         for _ in range(2):
-            mean = centered_average(average.transform(images, poses), poses)[None]
-            poses = align_to_averages(images, mean, np.array([len(members)]), self.contrast, self.search).poses
+            centered = centered_average(average.transform(images, poses), poses)[None]
+            poses = align_to_averages(images, centered, np.array([len(members)]), self.contrast, self.search).poses
         images, disc = self.contrast.filtered(images, FILTER_COUNT), self.contrast.disc
         moved = fourier.transform(images, poses)
         mean = moved.mean(axis=0)
@@ -143,12 +143,12 @@ class Structures:
         values, along = principal_components(moved[:, disc], common)
         if not (np.isfinite(of_copies).all() and np.isfinite(along).all()):
             return None
-        mean = of_copies.mean(axis=0)
+        usual = of_copies.mean(axis=0)
         # a few copies tell badly by how much they vary, so those of all groups do
-        self._squares += ((of_copies / mean - 1)**2).sum(axis=0) * len(members)**POWER
+        self._squares += ((of_copies / usual - 1)**2).sum(axis=0) * len(members)**POWER
         self._freedom += n_copies - 1
         error = np.sqrt(self._squares / self._freedom / len(members)**POWER * (1 + 1 / n_copies))
-        return Structure(members, poses, (values / mean - 1) / error, along)
+        return Structure(members, poses, (values / usual - 1) / error, along)
 
     def _turned(self, poses):
         turned = self.rng.permutation(poses)
