@@ -90,7 +90,7 @@ class Structure:
 
 def bytes_needed(n_particles, box):
     """Memory that the structure of a group of ``n_particles`` at most takes."""
-    return IMAGES_A_MEMBER * 4 * min(n_particles, LARGEST_GROUP) * box**2
+    return IMAGES_A_MEMBER * 4 * min(n_particles, LARGEST_GROUP) * box**2 + fourier.work_bytes(box)
 
 
 class Structures:

@@ -9,7 +9,7 @@ import pytest
 from test_mpi import launch_python, same_files
 
 import mrefali
-from mrefali import cli
+from mrefali import cli, structure
 from mrefali.accuracy import compare
 from mrefali.classification import bytes_needed
 from mrefali.errors import InputError
@@ -17,7 +17,6 @@ from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
 from mrefali.seeding import PAIR_BYTES, Seeds, search_of
 from mrefali.simulation import read_truth, simulate
-from mrefali.structure import IMAGES_A_MEMBER
 
 BOX = 32
 
@@ -149,9 +148,9 @@ def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch
 def test_the_memory_of_seeding_is_in_the_estimate(tmp_path, monkeypatch):
     stack = open_stack(write(tmp_path, n=24))
     search = search_of(BOX, 12, 1.0)[0]
-    # twice the pixels of 24 particles, and of many a hundred a class, and of what a group takes that may be all of them
-    assert bytes_needed(24, 6, search) == (2 + IMAGES_A_MEMBER) * 4 * 24 * BOX**2
-    assert bytes_needed(10**6, 6, search) == (2 + IMAGES_A_MEMBER) * 4 * 600 * BOX**2
+    # twice the pixels of 24 particles, and of many a hundred a class, and what a group takes that may be all of them
+    assert bytes_needed(24, 6, search) == 2 * 4 * 24 * BOX**2 + structure.bytes_needed(24, BOX)
+    assert bytes_needed(10**6, 6, search) == 2 * 4 * 600 * BOX**2 + structure.bytes_needed(600, BOX)
     # or of pairs, where there are many classes: eight particles a class begin as references
     assert bytes_needed(10**6, 60, search) == 2 * 4 * 6000 * BOX**2 + 6000 * 480 * PAIR_BYTES
     monkeypatch.setattr("mrefali.classification.bytes_needed", lambda *numbers: 1 << 50)

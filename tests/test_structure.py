@@ -1,5 +1,7 @@
 """Whether particles of one class differ by more than noise: against numpy, then against known truth."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from class_particles import BOX, RADIUS, particles
@@ -8,7 +10,7 @@ from mrefali.average import normalize_particles, transform
 from mrefali.contrast import Contrast
 from mrefali.geometry import disc, identity_poses, invert
 from mrefali.seeding import search_of
-from mrefali.structure import SMALLEST_GROUP, SURE, Structure, Structures, cut, principal_components
+from mrefali.structure import SMALLEST_GROUP, SURE, Structure, Structures, bytes_needed, cut, principal_components
 
 
 def structures(images, half_range=1.0):
@@ -196,3 +198,15 @@ def test_of_a_large_group_evenly_spaced_members_are_asked(monkeypatch):
     images, made = particles(n=50, views=1)
     found = structures(images).of(np.arange(50), 50, transform(images, made.poses).mean(axis=0), 50)
     np.testing.assert_array_equal(found.members, np.arange(0, 50, 3))
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("n", [60, 150])
+def test_the_memory_that_a_group_takes_is_what_is_said(n):
+    images, made = particles(n=n, views=1)
+    known, mean = structures(images), transform(images, made.poses).mean(axis=0)
+    tracemalloc.start()
+    known.of(np.arange(n), n, mean, n)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.5 * bytes_needed(n, BOX) < peak < bytes_needed(n, BOX)
