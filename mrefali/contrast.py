@@ -60,6 +60,7 @@ class Contrast:
                              "at high frequencies: they seem to be noise alone")
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
+        self.ratio[-1] = 0  # a turned image has lost what was beyond the last circle of Fourier space
         # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
         own = self._ring_power(images, self.edge, self.edge * self.disc)
         self._own = OWN_SHARE * own[self._ring] * self._times

@@ -15,13 +15,15 @@ import numpy as np
 import scipy.linalg
 
 from mrefali import average, fourier, geometry
-from mrefali.contrast import align_to_averages, centered_average
+from mrefali.contrast import centered_average
+from mrefali.search import align, ring_spectra
+from mrefali.sharpening import sharpen, splines
 
 #: Principal components that are looked at.
 COMPONENTS = 3
 
 #: Copies that a group is held against; of the first one more, which tell by how much the variances of noise vary.
-COPIES, FIRST_COPIES = 3, 25
+COPIES, FIRST_COPIES = 6, 25
 
 #: Standard errors beyond the copies' from which a component is more than noise: of the hundreds that are looked at in a
 #: search for seeds none should be so by chance.
@@ -42,6 +44,9 @@ FILTER_COUNT = 12
 #: By how many px the search is wider here, where this leaves so much of the radius to align by. A particle that lies
 #: beyond the search stands askew, and so differs.
 BEYOND, RADIUS_SHARE = 2.0, 0.75
+
+#: Steps of the search: of a first one, as a share of the box, and in px of a second one about what that found.
+COARSE_SHARE, FINE_STEP = 1 / 32, 1.0
 
 #: The relative variance of a component of noise falls with this power of the number of particles. Measured, 16 to 1000.
 POWER = 0.75
@@ -110,6 +115,10 @@ class Structures:
         wide = max(search.xr, min(search.xr + BEYOND, float(room)))
         radius = min(search.outer_radius, geometry.largest_outer_radius(search.box) - int(np.ceil(wide)))
         self.search = replace(search, outer_radius=max(1, radius), xr=wide, yr=wide)
+        step = max(FINE_STEP, float(int(COARSE_SHARE * search.box)))
+        self.coarse = replace(self.search, shift_step=step)
+        self.fine = replace(self.search, shift_step=FINE_STEP, xr=step - FINE_STEP, yr=step - FINE_STEP)
+        self._turns = turns(contrast.disc)
         self._known, self._squares, self._freedom = [], 0.0, 0
 
     def of(self, members, smallest, average_of_them, count):
@@ -127,20 +136,20 @@ class Structures:
         return found
 
     def _found(self, members, average_of_them, count):
-        images = self.images[members]
-        poses = align_to_averages(images, average_of_them[None], np.array([count]), self.contrast, self.search).poses
-        for _ in range(2):
-            centered = centered_average(average.transform(images, poses), poses)[None]
-            poses = align_to_averages(images, centered, np.array([len(members)]), self.contrast, self.search).poses
-        images, disc = self.contrast.filtered(images, FILTER_COUNT), self.contrast.disc
-        moved = fourier.transform(images, poses)
+        images, disc = self.images[members], self.contrast.disc
+        poses = self._aligned(images, average_of_them, count, [self.coarse, self.fine])
+        for searches in ([self.coarse, self.fine], [self.search]):
+            centered = centered_average(average.transform(images, poses), poses)
+            poses = self._aligned(images, centered, len(members), searches)
+        moved = fourier.transform(self.contrast.filtered(images, FILTER_COUNT), poses)
         mean = moved.mean(axis=0)
-        residual = images - fourier.transform(np.broadcast_to(mean, images.shape), geometry.invert(poses))
         common = np.linalg.qr(np.stack([np.ones(disc.sum()), mean[disc]], axis=1).astype(np.float64))[0]
-        n_copies = COPIES if self._freedom else FIRST_COPIES
-        copies = (fourier.transform(residual, self._turned(poses)) for _ in range(n_copies))
-        of_copies = np.array([principal_components(copy[:, disc], common)[0] for copy in copies])
         values, along = principal_components(moved[:, disc], common)
+        moved -= mean
+        angles = self.rng.uniform(0, 360, len(moved))
+        residual = fourier.transform(moved, geometry.make_poses(angles, 0.0, 0.0))[:, disc]
+        n_copies = COPIES if self._freedom else FIRST_COPIES
+        of_copies = np.array([principal_components(self._turned(residual), common)[0] for _ in range(n_copies)])
         if not (np.isfinite(of_copies).all() and np.isfinite(along).all()):
             return None
         usual = of_copies.mean(axis=0)
@@ -150,12 +159,34 @@ class Structures:
         error = np.sqrt(self._squares / self._freedom / len(members)**POWER * (1 + 1 / n_copies))
         return Structure(members, poses, (values / usual - 1) / error, along)
 
-    def _turned(self, poses):
-        turned = self.rng.permutation(poses)
-        turned["alpha"] = self.rng.uniform(0, 360, len(poses))
-        if self.search.mirror:
-            turned["mirror"] = self.rng.integers(0, 2, len(poses))
-        return turned
+    def _aligned(self, images, average_of_them, count, searches):
+        """Continuous poses after searches one after the other, each about what the last one found."""
+        reference = self.contrast.references(average_of_them[None], np.array([count])).images
+        poses = geometry.identity_poses(len(images))
+        for search in searches:
+            found = align(images, poses, ring_spectra(reference, search), search)
+            poses = found.poses
+        return sharpen(images, found, splines(reference), self.search).poses
+
+    def _turned(self, pixels):
+        """Each row turned by right angles and mirrored, as is drawn: moving pixels costs less than interpolation."""
+        drawn = self._turns[self.rng.integers(len(self._turns), size=len(pixels))]
+        return np.take_along_axis(pixels, drawn, axis=1)
+
+
+def turns(disc):
+    """The eight ways to turn pixels within a ``disc``, (n, n) bool, by right angles about its centre, and mirror them.
+
+    Returns
+    -------
+    (8, disc.sum()) int
+        Which pixel comes to stand at each.
+    """
+    number = np.full(disc.shape, -1)
+    number[disc] = np.arange(disc.sum())
+    centred = number[1 - len(disc) % 2:, 1 - len(disc) % 2:]  # the first row and column of an even box have no other
+    inside = centred >= 0
+    return np.stack([np.rot90(ways, quarters)[inside] for ways in (centred, centred[::-1]) for quarters in range(4)])
 
 
 def principal_components(pixels, common):
