@@ -1,4 +1,4 @@
-"""What of particles is signal by their spectra: averages filtered for what tells views apart, and alignment to them.
+"""What of particles is signal by their spectra, and averages filtered for what tells views apart.
 
 Arrays in, arrays out: this module knows no file and no rank.
 """
@@ -12,17 +12,13 @@ from mrefali import geometry
 from mrefali.errors import InputError
 from mrefali.fourier import half_spectrum
 from mrefali.reference import fourier_shift
-from mrefali.search import align, ring_spectra
-from mrefali.sharpening import sharpen, splines
 
 #: Width in px of the soft edge within which images are compared.
 EDGE = 3.0
 
-#: Of the product of a particle with itself, what is taken out of its score against an average of which it is part. 0.62
-#: to 0.78 of it is there, as both are smoothed on the way: measured on simulated particles of 32 and 64 px. The rest is
-#: for noise that comes back by way of others, aligned to averages with this particle in them. With 0.7 two classes of
-#: one view, each with noise of its own, seem worth having; with this, only classes that are beyond doubt do.
-OWN_SHARE = 1.2
+#: Of the product of a particle with itself, what is in its score against an average of which it is part. Both are
+#: smoothed on the way: it was 0.62 to 0.78 of simulated particles of 32 and 64 px.
+OWN_SHARE = 0.7
 
 
 class Contrast:
@@ -61,10 +57,11 @@ class Contrast:
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         self.ratio[-1] = 0  # a turned image has lost what was beyond the last circle of Fourier space
+        self._level = noise[self._ring]
         # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
         own = self._ring_power(images, self.edge, self.edge * self.disc)
         self._own = OWN_SHARE * own[self._ring] * self._times
-        self._noise = (noise * self.disc.sum())[self._ring] * self._times
+        self._noise = self._level * self.disc.sum() * self._times
 
     def _ring_power(self, images, weight, other=None):
         """Mean product of a Fourier coefficient of images weighted in two ways, or in one, in each ring."""
@@ -90,7 +87,7 @@ class Contrast:
 
     def references(self, averages, counts):
         """``References`` of averages, (n_classes, n, n) and (n_classes,)."""
-        images, own, growth = np.empty(averages.shape, np.float32), np.empty(len(averages)), np.empty(len(averages))
+        images, (own, growth, prior) = np.empty(averages.shape, np.float32), np.empty((3, len(averages)))
         n_pixels, area = averages[0].size, self.disc.sum()
         for k, count in enumerate(np.maximum(counts, 1)):
             factors = self.filter(count)
@@ -101,7 +98,18 @@ class Contrast:
             own[k] = (factors * self._own).sum() / n_pixels / np.sqrt(variance)
             noise = (factors**2 * self._noise).sum() / n_pixels / area  # of a single particle, filtered
             growth[k] = np.sqrt(1 + noise * (1 / max(count - 1, 1) - 1 / count) / variance)
-        return References(images, np.maximum(counts, 1), own, growth)
+            prior[k] = np.log(count) * self._log_likelihood_unit(factors) / np.sqrt(variance)
+        return References(images, np.maximum(counts, 1), own, growth, prior)
+
+    def _log_likelihood_unit(self, factors):
+        """By how much the product with a filtered average grows where a view is e times as likely, in white noise.
+
+        Of two views it is the variance of the difference of their products over that of its means; views differ as
+        S / (1 + S) in a coefficient.
+        """
+        s = self.ratio[self._ring]
+        differing = self._times * self._level * s / (1 + s)
+        return (factors**2 * self._level * differing).sum() / (factors * differing).sum()
 
 
 def centered_average(moved, poses):
@@ -141,21 +149,33 @@ class References:
         What a member adds by itself to its score, times ``counts``.
     growth : (n_classes,) float64
         By how much the deviation of the filtered average grows without one of its members.
+    prior : (n_classes,) float64
+        What a score gains by the size of the class: a particle is as much more likely to be of a class as that is
+        larger, and of two alike each would else draw half of the particles of both.
     """
 
     images: np.ndarray
     counts: np.ndarray
     own: np.ndarray
     growth: np.ndarray
+    prior: np.ndarray
 
     def without_own(self, scores, classes):
-        """Scores of members, (n,), as if each had no part in the average of its class, (n,)."""
+        """Scores as if each of the particles had no part in the average of its class, one of ``classes``."""
         m = self.counts[classes]
         return (m * scores - self.own[classes]) / np.maximum(m - 1, 1) / self.growth[classes]
 
+    def fair(self, scores, classes, part_of):
+        """Scores by which a particle chooses its class.
 
-def align_to_averages(images, averages, counts, contrast, search):
-    """The best class and continuous pose of every particle, ``search.Alignments``."""
-    references = contrast.references(averages, counts)
-    found = align(images, geometry.identity_poses(len(images)), ring_spectra(references.images, search), search)
-    return sharpen(images, found, splines(references.images), search)
+        They count without its own part in an average, and with the prior.
+
+        Parameters
+        ----------
+        scores : (..., n_particles)
+        classes : (..., n_particles) or (..., 1) int
+        part_of : (n_particles,) int, or None
+            Classes of which the particles are part; of none at all if None.
+        """
+        fair = scores if part_of is None else np.where(classes == part_of, self.without_own(scores, classes), scores)
+        return fair + self.prior[classes]

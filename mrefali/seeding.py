@@ -5,16 +5,13 @@ Five steps, the last three repeated:
 1. *Neighbours.* Some particles, drawn at random, are references for all. Each gives way to the average of those that
    are most like it, twice over.
 2. *Choice.* Of these averages as many are taken, twice the classes asked for, as fit all particles best together.
-3. *Alignment.* Every particle goes to the average it fits best, in the pose that is refined continuously; new averages.
-4. *Dropping.* A class that the particles fit no worse without is in doubt; it is dropped where nothing tells it from
-   the class that its members fit best of the others.
+3. *Alignment.* Every particle goes to the class it is of most likely, and is aligned to its average; new averages.
+4. *Dropping.* A class is dropped where nothing tells it from that which its members fit best of the others.
 5. *Splitting.* A class whose members differ by more than noise is cut in two along a principal component, and its
    members are aligned to the two parts, which take its place.
 
 What tells two classes apart, and whether particles differ by more than noise, is for :mod:`mrefali.structure` to say.
-Whether particles fit is cross-validated: each half of the particles makes averages; the class is chosen by those of
-one half, and what it is worth measured by those of the other. A particle's own part in an average is taken out of its
-score.
+A particle's own part in an average is taken out of its score, or no particle would leave a small class.
 
 Averages are filtered for what tells views apart, see :mod:`mrefali.contrast`. All of this is done on small images.
 
@@ -26,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mrefali import average, geometry, structure
-from mrefali.contrast import Contrast, align_to_averages, centered_average
+from mrefali.contrast import Contrast, centered_average
 from mrefali.fourier import shrink_factor
 from mrefali.search import Alignments, Search, align_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
@@ -45,14 +42,11 @@ NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
 #: particles changes class.
 FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 
+#: Likeliest classes of a particle for which its pose is refined before one is chosen.
+REFINED = 3
+
 #: How often classes are dropped at most; they are split in between.
 ROUNDS = 5
-
-#: Standard errors that are taken off what a class is worth.
-WORTH_ERRORS = 3.0
-
-#: Classes of a particle whose scores are refined, the best by the grid search; those of the others are estimated.
-REFINED_SCORES = 4
 
 #: Memory of a pair of a particle and a first reference, in bytes: score and pose, and what they are made of. Measured.
 PAIR_BYTES = 230
@@ -119,7 +113,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     structures, already_cut = Structures(images, contrast, search, rng), []
     for number in range(1, ROUNDS + 1):
         state = _settle(images, averages, counts, contrast, search)
-        kept = _needed(state, _scores(images, state, contrast, search), n_classes, structures)
+        kept = _needed(state, n_classes, structures)
         if len(kept) < len(state.counts):
             state = _settle(images, state.averages[kept], state.counts[kept], contrast, search)
         report(f"round {number}: {len(state.counts)} classes")
@@ -146,11 +140,14 @@ class State:
     counts : (n_classes,) int64
     found : search.Alignments
         Of the particles that made them.
+    scores : (n_particles, n_classes) float64
+        See :meth:`mrefali.contrast.References.fair`; of the grid search.
     """
 
     averages: np.ndarray
     counts: np.ndarray
     found: Alignments
+    scores: np.ndarray
 
 
 # --- steps 1 and 2
@@ -210,83 +207,68 @@ def _averages(images, assign, poses, before):
 
 def _settle(images, averages, counts, contrast, search):
     """``State`` once hardly a particle changes class, or after ``MOST_ITERATIONS`` of alignment."""
-    before = np.full(len(images), -1)
+    before = None
     for number in range(MOST_ITERATIONS):
-        found = align_to_averages(images, averages, counts, contrast, search)
+        references = contrast.references(averages, counts)
+        found, scores = _likeliest(images, references, before, search)
         averages, counts = _averages(images, found.assign, found.poses, averages)
         if number >= FEWEST_ITERATIONS - 1 and (found.assign != before).mean() < SETTLED:
             break
         before = found.assign
-    return State(averages, counts, found)
+    return State(averages, counts, found, scores)
+
+
+def _likeliest(images, references, part_of, search):
+    """The likeliest class and continuous pose of every particle, and scores with all classes, (n_particles, n_classes).
+
+    Particles are in the averages of the classes that they are ``part_of``, or in none if that is None.
+    """
+    each, i = _align_each(images, references.images, search), np.arange(len(images))
+    scores = references.fair(each.peak, np.arange(len(each.peak))[:, None], part_of)
+    # a shift that is off by half a pixel costs more than there is between views that are alike
+    likely = np.argsort(-scores, axis=0, kind="stable")[:REFINED].astype(np.int32)
+    coefficients = splines(references.images)
+    finest = [sharpen(images, Alignments(k, each.poses[k, i], each.peak[k, i]), coefficients, search) for k in likely]
+    peaks, poses = np.stack([fine.peak for fine in finest]), np.stack([fine.poses for fine in finest])
+    best = references.fair(peaks, likely, part_of).argmax(axis=0)
+    return Alignments(likely[best, i], poses[best, i], peaks[best, i]), scores.T
 
 
 # --- steps 4 and 5
 
 
-def _scores(images, state, contrast, search):
-    """Of all particles against the averages of those of even number, and of odd number, (2, n_particles, n_classes)."""
-    half = np.arange(len(images)) % 2
-    return np.stack([_scores_of_half(images, state.found, half == h, state.averages, contrast, search) for h in (0, 1)])
+def _worth(scores):
+    """How much less well particles, by their scores (n_particles, n_classes), fit without each of the classes."""
+    second, first = np.partition(scores, -2, axis=1)[:, -2:].T
+    return np.bincount(scores.argmax(axis=1), first - second, minlength=scores.shape[1])
 
 
-def _scores_of_half(images, found, used, averages, contrast, search):
-    """Of all particles against the averages of those that are ``used``, (n_particles, n_classes)."""
-    members = np.flatnonzero(used)
-    halves, counts = _averages(images[members], found.assign[members], found.poses[members], averages)
-    references = contrast.references(halves, counts)
-    grid = _align_each(images, references.images, search)
-    scores, coefficients = grid.peak.T.copy(), splines(references.images)
-    rank = np.argsort(np.argsort(-scores, axis=1), axis=1)
-    refined = rank < REFINED_SCORES
-    for k in range(len(averages)):
-        who = np.flatnonzero(refined[:, k])
-        start = Alignments(np.full(len(who), k, np.int32), grid.poses[k, who], grid.peak[k, who])
-        scores[who, k] = sharpen(images[who], start, coefficients, search).peak
-    # the peak of a continuous pose is another number than that of a grid; those not refined take the usual ratio
-    scores[~refined] *= np.median(scores[refined] / grid.peak.T[refined])
-    scores[members, found.assign[members]] = references.without_own(
-        scores[members, found.assign[members]], found.assign[members])
-    scores[:, counts < 2] = scores.min() - np.ptp(scores)  # a single particle cannot be without itself
-    return scores
-
-
-def _worth(scores, classes):
-    """How much less well particles fit without each of the ``classes``, at least, (len(classes),).
-
-    Cross-validated, less ``WORTH_ERRORS`` standard errors: the members of a class that can be done without fit others
-    as well.
-    """
-    total, squares, i = np.zeros(len(classes)), np.zeros(len(classes)), np.arange(scores.shape[1])
-    for chooser, judge in (scores[:, :, classes], scores[::-1, :, classes]):
-        first, second = np.argsort(-chooser, axis=1, kind="stable")[:, :2].T
-        loss = judge[i, first] - judge[i, second]
-        total += np.bincount(first, loss, minlength=len(classes)) / 2
-        squares += np.bincount(first, loss**2, minlength=len(classes)) / 2
-    return total - WORTH_ERRORS * np.sqrt(squares)
-
-
-def _needed(state, scores, most, structures):
+def _needed(state, most, structures):
     """The classes, ``most`` of them at most, without those that nothing tells from another one."""
-    kept, fit = np.arange(len(state.counts)), scores.mean(axis=0)
+    kept = np.arange(len(state.counts))
     while len(kept) > 1:
-        worth = _worth(scores, kept)
         # particles of classes that were dropped go where they fit best
-        assign = np.where(np.isin(state.found.assign, kept), state.found.assign, kept[fit[:, kept].argmax(axis=1)])
-        surely = np.array([np.inf if value > 0 else _told_apart(state, k, kept, fit, assign, structures)
-                           for k, value in zip(kept, worth, strict=True)])
-        if len(kept) <= most and surely.min() > SURE:
+        best = kept[state.scores[:, kept].argmax(axis=1)]
+        assign = np.where(np.isin(state.found.assign, kept), state.found.assign, best)
+        surely = {}
+        for k in kept[np.argsort(_worth(state.scores[:, kept]), kind="stable")]:
+            surely[k] = _told_apart(state, k, kept, assign, structures)
+            if surely[k] <= SURE:
+                break
+        least = min(surely, key=surely.get)
+        if surely[least] > SURE and len(kept) <= most:
             break
-        kept = np.delete(kept, surely.argmin() if surely.min() < np.inf else worth.argmin())
+        kept = kept[kept != least]
     return kept
 
 
-def _told_apart(state, k, kept, fit, assign, structures):
+def _told_apart(state, k, kept, assign, structures):
     """How surely a class is another one than that which its members fit best of the others, in standard errors."""
     sizes = np.bincount(assign, minlength=len(state.counts))
     others = kept[(kept != k) & (sizes[kept] > 0)]
     if sizes[k] < SMALLEST_PART or not len(others):
         return -np.inf
-    near = others[fit[assign == k][:, others].mean(axis=0).argmax()]
+    near = others[state.scores[assign == k][:, others].mean(axis=0).argmax()]
     both = structures.of(np.flatnonzero((assign == k) | (assign == near)), min(sizes[k], sizes[near]),
                          state.averages[near], state.counts[near])
     return -np.inf if both is None else both.tells(assign[both.members] == k)

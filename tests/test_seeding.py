@@ -13,7 +13,6 @@ from mrefali.seeding import (
     _align_each,
     _choose,
     _needed,
-    _scores,
     _settle,
     _split,
     _worth,
@@ -24,13 +23,13 @@ from mrefali.structure import Structures
 
 
 def settled(images, made, assign, n_classes):
-    """State from averages of classes given by ``assign``, scores, and the rest of what says which are needed."""
+    """State from averages of classes given by ``assign``, and the rest of what says which are needed."""
     moved, search = transform(images, made.poses), search_of(BOX, RADIUS, 1)[0]
     contrast = Contrast(images, RADIUS)
     averages = np.stack([moved[assign == k].mean(axis=0) for k in range(n_classes)])
     state = _settle(images, averages, np.bincount(assign), contrast, search)
     structures = Structures(images, contrast, search, np.random.default_rng(1))
-    return state, _scores(images, state, contrast, search), contrast, search, structures
+    return state, contrast, search, structures
 
 
 def test_averages_are_chosen_for_what_the_others_fit_badly():
@@ -39,18 +38,9 @@ def test_averages_are_chosen_for_what_the_others_fit_badly():
     assert _choose(scores, 2) == [0, 2]
 
 
-def test_what_a_class_is_worth_is_less_where_another_fits_as_well():
-    rng = np.random.default_rng(0)
-    view = np.repeat([0, 1], 200)
-    fit = np.where(view[:, None] == [0, 0, 1], 10.0, 0.0)
-    scores = fit + rng.normal(size=(2, 400, 3))  # noise of its own in each half
-    worth = _worth(scores, np.arange(3))
-    # chosen by one half, judged by the other: classes 0 and 1 differ by noise of deviation sqrt(2), half of 200 in
-    # each, of mean 0; three standard errors are taken off
-    noise = np.sqrt(2 * 100)
-    assert np.abs(worth[:2] + 3 * noise).max() < 4 * noise
-    # 200 times the difference of 10, less three errors of sqrt(200 * 102), and the noise of that sum
-    assert abs(worth[2] - (2000 - 3 * np.sqrt(200 * 102))) < 4 * noise
+def test_a_class_is_worth_what_its_members_fit_the_second_best_less():
+    scores = np.array([[5.0, 4, 1], [7, 1, 3], [2, 9, 8.5], [1, 2, 2]])
+    np.testing.assert_allclose(_worth(scores), [1 + 4, 0.5 + 0, 0])
 
 
 @pytest.mark.jit_only
@@ -59,49 +49,48 @@ def test_of_two_classes_of_one_view_one_can_be_done_without(seed):
     images, made = particles(n=120, views=2, snr=0.3, seed=seed)
     assign = made.classes.copy()
     assign[np.flatnonzero(assign == 0)[::2]] = 2
-    state, scores, _, _, structures = settled(images, made, assign, 3)
-    assert sorted(_needed(state, scores, 3, structures)) in ([0, 1], [1, 2])
+    state, _, _, structures = settled(images, made, assign, 3)
+    assert sorted(_needed(state, 3, structures)) in ([0, 1], [1, 2])
 
 
 @pytest.mark.jit_only
-@pytest.mark.parametrize("seed", [1, 2])  # the two views of seed 0 are alike
+@pytest.mark.parametrize("seed", [2, 3])  # the two views of seeds 0 and 1 are alike
 def test_a_small_class_that_is_told_apart_is_needed(seed):
     images, made = particles(n=150, views=2, snr=0.5, sizes=[9, 1], seed=seed)
-    state, scores, _, _, structures = settled(images, made, made.classes, 2)
-    assert _worth(scores, np.arange(2))[1] < 0  # it has more noise than a large one, so is in doubt
-    assert sorted(_needed(state, scores, 2, structures)) == [0, 1]
+    state, _, _, structures = settled(images, made, made.classes, 2)
+    assert sorted(_needed(state, 2, structures)) == [0, 1]
 
 
 @pytest.mark.jit_only
 def test_a_twentieth_of_the_particles_is_told_from_the_rest_whatever_was_asked_before():
     images, made = particles(n=315, views=2, sizes=[20, 1])
-    state, scores, _, _, structures = settled(images, made, made.classes, 2)
+    state, _, _, structures = settled(images, made, made.classes, 2)
     members = np.flatnonzero(state.found.assign == 0)
     structures.of(members, len(members), state.averages[0], state.counts[0])
-    assert sorted(_needed(state, scores, 2, structures)) == [0, 1]
+    assert sorted(_needed(state, 2, structures)) == [0, 1]
 
 
 @pytest.mark.jit_only
 def test_no_more_classes_are_kept_than_asked_for():
     images, made = particles(n=150, snr=1.0)
-    state, scores, _, _, structures = settled(images, made, made.classes, 3)
-    assert [len(_needed(state, scores, most, structures)) for most in (1, 2, 3, 4)] == [1, 2, 3, 3]
+    state, _, _, structures = settled(images, made, made.classes, 3)
+    assert [len(_needed(state, most, structures)) for most in (1, 2, 3, 4)] == [1, 2, 3, 3]
 
 
 @pytest.mark.jit_only
 def test_a_class_that_hardly_a_particle_belongs_to_is_dropped():
     images, made = particles(n=120, views=2)
-    state, scores, _, _, structures = settled(images, made, made.classes, 2)
+    state, _, _, structures = settled(images, made, made.classes, 2)
     few = replace(state, averages=np.concatenate([state.averages, state.averages[:2]]), counts=np.array([57, 60, 3, 0]))
-    scores = np.concatenate([scores, scores - 1], axis=2)
+    few = replace(few, scores=np.concatenate([state.scores, state.scores - 1], axis=1))
     few.found.assign[np.flatnonzero(few.found.assign == 0)[:3]] = 2
-    np.testing.assert_array_equal(_needed(few, scores, 4, structures), [0, 1])
+    np.testing.assert_array_equal(_needed(few, 4, structures), [0, 1])
 
 
 @pytest.mark.jit_only
 def test_a_class_of_two_views_is_cut_once():
     images, made = particles(n=80, views=2)
-    state, _, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
+    state, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
     cut = []
     _, counts = _split(images, state, contrast, search, structures, cut)
     assert min(counts) >= 35  # of 40
@@ -112,7 +101,7 @@ def test_a_class_of_two_views_is_cut_once():
 @pytest.mark.jit_only
 def test_a_class_of_one_view_is_not_cut():
     images, made = particles(n=80, views=1, snr=0.3)
-    state, _, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
+    state, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
     assert _split(images, state, contrast, search, structures, []) == (None, None)
 
 
