@@ -26,7 +26,7 @@ COMPONENTS = 3
 COPIES, FIRST_COPIES = 6, 25
 
 #: Standard errors beyond the copies' from which a component is more than noise: of the hundreds that are looked at in a
-#: search for seeds none should be so by chance.
+#: search for seeds none should be so by chance. Particles that are aligned wrongly differ too, see docs/classes.md.
 SURE = 4.0
 
 #: A group of fewer particles has no structure that could be told, and no part of one may be smaller than the second.
@@ -116,8 +116,9 @@ class Structures:
         radius = min(search.outer_radius, geometry.largest_outer_radius(search.box) - int(np.ceil(wide)))
         self.search = replace(search, outer_radius=max(1, radius), xr=wide, yr=wide)
         step = max(FINE_STEP, float(int(COARSE_SHARE * search.box)))
-        self.coarse = replace(self.search, shift_step=step)
-        self.fine = replace(self.search, shift_step=FINE_STEP, xr=step - FINE_STEP, yr=step - FINE_STEP)
+        coarse = replace(self.search, shift_step=step)
+        fine = replace(self.search, shift_step=FINE_STEP, xr=step - FINE_STEP, yr=step - FINE_STEP)
+        self.fast = [coarse, fine] if step > FINE_STEP else [coarse]
         self._turns = turns(contrast.disc)
         self._known, self._squares, self._freedom = [], 0.0, 0
 
@@ -137,15 +138,17 @@ class Structures:
 
     def _found(self, members, average_of_them, count):
         images, disc = self.images[members], self.contrast.disc
-        poses = self._aligned(images, average_of_them, count, [self.coarse, self.fine])
-        for searches in ([self.coarse, self.fine], [self.search]):
+        poses = self._aligned(images, average_of_them, count, self.fast)
+        for searches in (self.fast, [self.search]):
             centered = centered_average(average.transform(images, poses), poses)
             poses = self._aligned(images, centered, len(members), searches)
         moved = fourier.transform(self.contrast.filtered(images, FILTER_COUNT), poses)
-        mean = moved.mean(axis=0)
-        common = np.linalg.qr(np.stack([np.ones(disc.sum()), mean[disc]], axis=1).astype(np.float64))[0]
+        basis = np.stack([np.ones(disc.shape, np.float32), moved.mean(axis=0)])
+        common = np.linalg.qr(basis[:, disc].T.astype(np.float64))[0]
         values, along = principal_components(moved[:, disc], common)
-        moved -= mean
+        # what strength and level differ by would be turned with the residuals, and no more be common
+        amounts = np.linalg.lstsq(basis[:, disc].T, moved[:, disc].T)[0]
+        moved -= np.tensordot(amounts.T, basis, 1)
         angles = self.rng.uniform(0, 360, len(moved))
         residual = fourier.transform(moved, geometry.make_poses(angles, 0.0, 0.0))[:, disc]
         n_copies = COPIES if self._freedom else FIRST_COPIES

@@ -12,6 +12,7 @@ from mrefali.average import normalize_particles, transform
 from mrefali.contrast import Contrast
 from mrefali.geometry import disc, invert, make_poses
 from mrefali.seeding import search_of
+from mrefali.simulation import simulate_particles
 from mrefali.structure import (
     FIRST_COPIES,
     SMALLEST_GROUP,
@@ -167,6 +168,19 @@ def test_pixels_are_turned_about_the_centre(box):
     found = {tuple(image[mask][order].astype(np.float32).round(4)) for order in turns(mask)}
     assert found == {tuple(one[mask].round(4)) for one in moved}
     assert len(found) == 8
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("box", [64, 96])
+def test_the_fast_search_finds_what_the_full_one_does(box):
+    radius = 3 * box // 8
+    made = simulate_particles(60, 1, box, 0.3, 2.0, seed=0)
+    images = made.images.copy()
+    normalize_particles(images, disc(box, radius))
+    known = Structures(images, Contrast(images, radius), search_of(box, radius, 3)[0], np.random.default_rng(1))
+    fast, full = (known._aligned(images, made.views[0], 60, searches) for searches in (known.fast, [known.search]))
+    off = np.hypot(fast["sx"] - full["sx"], fast["sy"] - full["sy"])
+    assert (off < 0.05).mean() > 0.9
 
 
 @pytest.mark.jit_only
