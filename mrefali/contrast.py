@@ -27,7 +27,7 @@ class Contrast:
     The noise is that of the corners, beyond the soft edge, or else that of high frequencies; what the disc has beyond
     it is signal. With S their ratio an average of m particles is multiplied by S / ((1 + S) (S + 1/m)): by
     S / (S + 1/m) for its noise, and divided by 1 + S since all views have much in common where S is large, at low
-    frequencies.
+    frequencies. The last ring counts for nothing.
 
     Parameters
     ----------
@@ -51,17 +51,17 @@ class Contrast:
         highest = slice(3 * n // 8, None)
         if not 0.5 < noise[highest].mean() / power[highest].mean() < 2:
             noise = np.full(len(power), power[highest].mean())
-        if not (power[1:] > noise[1:]).any():
+        noise = np.maximum(noise, np.finfo(np.float32).eps * noise.max())  # where the particles were filtered, 0
+        self.ratio = np.maximum(power / noise - 1, 0)
+        self.ratio[-1] = 0  # the last ring has the corners of Fourier space in it, which a turned image has lost
+        if not (self.ratio[1:] > 0).any():
             raise InputError(f"the particles have nothing within radius ou={radius} that they have not outside it, or "
                              "at high frequencies: they seem to be noise alone")
-        self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
-        self.ratio[-1] = 0  # a turned image has lost what was beyond the last circle of Fourier space
         self._level = noise[self._ring]
-        # what a coefficient of a filtered particle adds to its product with itself over the disc, noise to a variance
+        # what a coefficient of a filtered particle adds to its product with itself over the disc
         own = self._ring_power(images, self.edge, self.edge * self.disc)
         self._own = OWN_SHARE * own[self._ring] * self._times
-        self._noise = self._level * self.disc.sum() * self._times
 
     def _ring_power(self, images, weight, other=None):
         """Mean product of a Fourier coefficient of images weighted in two ways, or in one, in each ring."""
@@ -87,8 +87,8 @@ class Contrast:
 
     def references(self, averages, counts):
         """``References`` of averages, (n_classes, n, n) and (n_classes,)."""
-        images, (own, growth, prior) = np.empty(averages.shape, np.float32), np.empty((3, len(averages)))
-        n_pixels, area = averages[0].size, self.disc.sum()
+        images, (own, growth, unit) = np.empty(averages.shape, np.float32), np.empty((3, len(averages)))
+        n_pixels = averages[0].size
         for k, count in enumerate(np.maximum(counts, 1)):
             factors = self.filter(count)
             image = _filtered(averages[k] * self.edge, factors) * self.edge
@@ -96,16 +96,16 @@ class Contrast:
             variance = (image[self.disc]**2).mean()
             images[k] = image / np.sqrt(variance)
             own[k] = (factors * self._own).sum() / n_pixels / np.sqrt(variance)
-            noise = (factors**2 * self._noise).sum() / n_pixels / area  # of a single particle, filtered
+            noise = (factors**2 * self._level * self._times).sum() / n_pixels  # of a single particle, filtered
             growth[k] = np.sqrt(1 + noise * (1 / max(count - 1, 1) - 1 / count) / variance)
-            prior[k] = np.log(count) * self._log_likelihood_unit(factors) / np.sqrt(variance)
-        return References(images, np.maximum(counts, 1), own, growth, prior)
+            unit[k] = self._log_likelihood_unit(factors) / np.sqrt(variance)
+        return References(images, counts, own, growth, float(np.average(unit, weights=counts)))
 
     def _log_likelihood_unit(self, factors):
-        """By how much the product with a filtered average grows where a view is e times as likely, in white noise.
+        """By how much the product with a filtered average grows where a view is e times as likely.
 
-        Of two views it is the variance of the difference of their products over that of its means; views differ as
-        S / (1 + S) in a coefficient.
+        For two views that is the variance of the difference of their products over the difference of its means. The
+        power of what views differ by is taken for S / (1 + S) of the noise's.
         """
         s = self.ratio[self._ring]
         differing = self._times * self._level * s / (1 + s)
@@ -144,38 +144,38 @@ class References:
     images : (n_classes, n, n) float32
         Filtered, of mean 0 and deviation 1 over the disc.
     counts : (n_classes,) int
-        Particles in each.
+        Particles in each; 0 in some, which no particle goes to any more.
     own : (n_classes,) float64
         What a member adds by itself to its score, times ``counts``.
     growth : (n_classes,) float64
         By how much the deviation of the filtered average grows without one of its members.
-    prior : (n_classes,) float64
-        What a score gains by the size of the class: a particle is as much more likely to be of a class as that is
-        larger, and of two alike each would else draw half of the particles of both.
+    unit : float
+        By how much the score of a class grows where it is e times as likely.
     """
 
     images: np.ndarray
     counts: np.ndarray
     own: np.ndarray
     growth: np.ndarray
-    prior: np.ndarray
-
-    def without_own(self, scores, classes):
-        """Scores as if each of the particles had no part in the average of its class, one of ``classes``."""
-        m = self.counts[classes]
-        return (m * scores - self.own[classes]) / np.maximum(m - 1, 1) / self.growth[classes]
+    unit: float
 
     def fair(self, scores, classes, part_of):
-        """Scores by which a particle chooses its class.
-
-        They count without its own part in an average, and with the prior.
+        """Scores as if no particle had a part in an average; minus infinity with a class that has no other particle.
 
         Parameters
         ----------
         scores : (..., n_particles)
         classes : (..., n_particles) or (..., 1) int
-        part_of : (n_particles,) int, or None
-            Classes of which the particles are part; of none at all if None.
+        part_of : (n_particles,) int
+            The class whose average a particle is in; -1 if in none.
         """
-        fair = scores if part_of is None else np.where(classes == part_of, self.without_own(scores, classes), scores)
-        return fair + self.prior[classes]
+        own, m = classes == part_of, self.counts[classes]
+        without = (m * scores - self.own[classes]) / np.maximum(m - 1, 1) / self.growth[classes]
+        return np.where(m - own > 0, np.where(own, without, scores), -np.inf)
+
+    def prior(self, classes, part_of):
+        """What to add to :meth:`fair` scores, as a larger class is as much more likely.
+
+        Of two classes of one view each would else draw half of the particles of both, whatever else is in them.
+        """
+        return self.unit * np.log(np.maximum(self.counts[classes] - (classes == part_of), 1))

@@ -109,18 +109,18 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     Seeds
     """
     contrast = Contrast(images, search.outer_radius)
-    averages, counts = _first_averages(images, n_classes, contrast, search, rng)
+    classes = _first_classes(images, n_classes, contrast, search, rng)
     structures, already_cut = Structures(images, contrast, search, rng), []
     for number in range(1, ROUNDS + 1):
-        state = _settle(images, averages, counts, contrast, search)
+        state = _settle(images, classes, contrast, search)
         kept = _needed(state, n_classes, structures)
         if len(kept) < len(state.counts):
-            state = _settle(images, state.averages[kept], state.counts[kept], contrast, search)
+            state = _settle(images, state.classes.only(kept), contrast, search)
         report(f"round {number}: {len(state.counts)} classes")
         if number == ROUNDS:
             break
-        averages, counts = _split(images, state, contrast, search, structures, already_cut)
-        if averages is None:
+        classes = _split(images, state, contrast, search, structures, already_cut)
+        if classes is None:
             break
     order = np.argsort(-state.counts, kind="stable")
     order = order[state.counts[order] > 0]
@@ -130,24 +130,53 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
 
 
 @dataclass(frozen=True)
-class State:
-    """Averages, and what particles make of them.
+class Classes:
+    """Averages, and which particles are in them.
 
     Attributes
     ----------
     averages : (n_classes, n, n) float32
         Centred.
     counts : (n_classes,) int64
-    found : search.Alignments
-        Of the particles that made them.
-    scores : (n_particles, n_classes) float64
-        See :meth:`mrefali.contrast.References.fair`; of the grid search.
+    assign : (n_particles,) int32
+        -1 for a particle that is in none.
     """
 
     averages: np.ndarray
     counts: np.ndarray
+    assign: np.ndarray
+
+    def only(self, kept):
+        """Some of the classes, in this order; the particles of the others are in none."""
+        new = np.full(len(self.counts), -1, np.int32)
+        new[kept] = np.arange(len(kept))
+        return Classes(self.averages[kept], self.counts[kept], np.where(self.assign < 0, -1, new[self.assign]))
+
+
+@dataclass(frozen=True)
+class State:
+    """Classes, and how particles came into them.
+
+    Attributes
+    ----------
+    classes : Classes
+    found : search.Alignments
+        Of the particles that made the averages.
+    scores : (n_particles, n_classes) float64
+        With the averages of the iteration before, see :meth:`mrefali.contrast.References.fair`; of the grid search.
+    """
+
+    classes: Classes
     found: Alignments
     scores: np.ndarray
+
+    @property
+    def averages(self):
+        return self.classes.averages
+
+    @property
+    def counts(self):
+        return self.classes.counts
 
 
 # --- steps 1 and 2
@@ -158,8 +187,8 @@ def coarse_search(search):
     return replace(search, shift_step=min(NEIGHBOUR_STEP, max(1.0, search.xr)))
 
 
-def _first_averages(images, n_classes, contrast, search, rng):
-    """Averages of neighbours, and how many are in each."""
+def _first_classes(images, n_classes, contrast, search, rng):
+    """``Classes`` about averages of neighbours."""
     coarse = coarse_search(search)
     drawn = np.sort(rng.choice(len(images), min(FIRST_REFERENCES * n_classes, len(images)), replace=False))
     averages, counts = images[drawn], np.ones(len(drawn), np.int64)
@@ -173,9 +202,9 @@ def _first_averages(images, n_classes, contrast, search, rng):
         counts = np.full(len(drawn), n_neighbours)
     found = _align_each(images, contrast.references(averages, counts).images, coarse)
     chosen = _choose(found.peak.T, min(FIRST_CLASSES * n_classes, len(drawn)))
-    best = found.peak[chosen].argmax(axis=0)
+    best = found.peak[chosen].argmax(axis=0).astype(np.int32)
     poses = found.poses[chosen][best, np.arange(len(images))]
-    return _averages(images, best, poses, averages[chosen])
+    return Classes(*_averages(images, best, poses, averages[chosen]), best)
 
 
 def _choose(scores, n):
@@ -205,32 +234,34 @@ def _averages(images, assign, poses, before):
     return averages, counts
 
 
-def _settle(images, averages, counts, contrast, search):
+def _settle(images, classes, contrast, search):
     """``State`` once hardly a particle changes class, or after ``MOST_ITERATIONS`` of alignment."""
-    before = None
     for number in range(MOST_ITERATIONS):
-        references = contrast.references(averages, counts)
-        found, scores = _likeliest(images, references, before, search)
-        averages, counts = _averages(images, found.assign, found.poses, averages)
-        if number >= FEWEST_ITERATIONS - 1 and (found.assign != before).mean() < SETTLED:
+        before = classes
+        references = contrast.references(classes.averages, classes.counts)
+        found, scores = _likeliest(images, references, classes.assign, search)
+        averages, counts = _averages(images, found.assign, found.poses, classes.averages)
+        classes = Classes(averages, counts, found.assign)
+        if number >= FEWEST_ITERATIONS - 1 and (found.assign != before.assign).mean() < SETTLED:
             break
-        before = found.assign
-    return State(averages, counts, found, scores)
+    return State(classes, found, scores)
 
 
 def _likeliest(images, references, part_of, search):
     """The likeliest class and continuous pose of every particle, and scores with all classes, (n_particles, n_classes).
 
-    Particles are in the averages of the classes that they are ``part_of``, or in none if that is None.
+    Particles are in the averages of the classes that they are ``part_of``, see :meth:`References.fair`.
     """
     each, i = _align_each(images, references.images, search), np.arange(len(images))
-    scores = references.fair(each.peak, np.arange(len(each.peak))[:, None], part_of)
+    every = np.arange(len(each.peak))[:, None]
+    scores = references.fair(each.peak, every, part_of)
     # a shift that is off by half a pixel costs more than there is between views that are alike
-    likely = np.argsort(-scores, axis=0, kind="stable")[:REFINED].astype(np.int32)
+    ranked = np.argsort(-scores - references.prior(every, part_of), axis=0, kind="stable")
+    likely = ranked[:REFINED].astype(np.int32)
     coefficients = splines(references.images)
     finest = [sharpen(images, Alignments(k, each.poses[k, i], each.peak[k, i]), coefficients, search) for k in likely]
     peaks, poses = np.stack([fine.peak for fine in finest]), np.stack([fine.poses for fine in finest])
-    best = references.fair(peaks, likely, part_of).argmax(axis=0)
+    best = (references.fair(peaks, likely, part_of) + references.prior(likely, part_of)).argmax(axis=0)
     return Alignments(likely[best, i], poses[best, i], peaks[best, i]), scores.T
 
 
@@ -275,7 +306,7 @@ def _told_apart(state, k, kept, assign, structures):
 
 
 def _split(images, state, contrast, search, structures, already_cut):
-    """Averages and counts with two parts in place of each class that has structure.
+    """``Classes`` with two parts in place of each that has structure.
 
     None if there are none. ``already_cut`` has structures that were cut before, and gets those of others.
     """
@@ -288,16 +319,20 @@ def _split(images, state, contrast, search, structures, already_cut):
         already_cut.append(group)
         both = _settle_parts(images[group.members], group, contrast, search)
         if both.counts.min() >= SMALLEST_PART:
-            parts[k] = both
+            parts[k] = group.members, both
     if not parts:
-        return None, None
-    rest = np.setdiff1d(np.arange(len(state.counts)), list(parts))
-    return tuple(np.concatenate([old[rest], *(getattr(both, name) for both in parts.values())])
-                 for name, old in (("averages", state.averages), ("counts", state.counts)))
+        return None
+    classes = state.classes.only(np.setdiff1d(np.arange(len(state.counts)), list(parts)))
+    for members, both in parts.values():
+        assign = classes.assign.copy()
+        assign[members] = both.found.assign + len(classes.counts)
+        classes = Classes(np.concatenate([classes.averages, both.averages]),
+                          np.concatenate([classes.counts, both.counts]), assign)
+    return classes
 
 
 def _settle_parts(images, group, contrast, search):
     """The ``State`` of the two parts of a group by itself."""
-    moved, part = average.transform(images, group.poses), group.parts
+    moved, part = average.transform(images, group.poses), group.parts.astype(np.int32)
     averages = np.stack([centered_average(moved[part == h], group.poses[part == h]) for h in (0, 1)])
-    return _settle(images, averages, np.bincount(part, minlength=2), contrast, search)
+    return _settle(images, Classes(averages, np.bincount(part, minlength=2), part), contrast, search)

@@ -63,7 +63,7 @@ def test_the_part_of_a_particle_is_taken_out_of_its_score(n):
         with_it = contrast.references(moved.mean(axis=0)[None], np.array([n]))
         without = contrast.references(np.delete(moved, i, axis=0).mean(axis=0)[None], np.array([n - 1]))
         x, y = (sharpen(images[i:i + 1], one, splines(r.images), search).peak[0] for r in (with_it, without))
-        errors.append(with_it.without_own(np.array([x]), np.array([0]))[0] - y)
+        errors.append(with_it.fair(np.array([x]), np.zeros((1, 1), int), np.array([0]))[0, 0] - y)
         parts.append(x - y)
     assert abs(np.mean(errors)) < 0.25 * np.mean(parts)
     assert np.std(errors) < 0.3 * np.mean(parts)
@@ -75,6 +75,7 @@ def test_the_prior_is_that_of_the_likeliest_class(seed):
     images, made = particles(n=1100, views=2, sizes=[10, 1], snr=0.02, seed=seed)
     contrast, (search, _) = Contrast(images, RADIUS), search_of(BOX, RADIUS, 1)
     references, i = contrast.references(made.views, np.array([1000, 100])), np.arange(len(images))
+    prior = references.prior(np.arange(2), np.full(2, -1))
     scores = np.stack([sharpen(images, Alignments(np.full(len(i), k, np.int32), made.poses, np.zeros(len(i))),
                                splines(references.images), search).peak for k in (0, 1)])
     second = scores[1] - scores[0]
@@ -84,15 +85,48 @@ def test_the_prior_is_that_of_the_likeliest_class(seed):
 
     best, n = min(map(wrong, second)), len(second)
     assert wrong(0) > best + 5 * np.sqrt(best / n)
-    assert wrong(references.prior[0] - references.prior[1]) < best + 3 * np.sqrt(best / n)
+    assert wrong(prior[0] - prior[1]) < best + 3 * np.sqrt(best / n)
+
+
+def references_of(counts):
+    return References(np.zeros((4, 4, 4)), np.array(counts), np.array([40.0, 60.0, 5.0, 1.0]),
+                      np.array([1.0, 2.0, 1.0, 1.0]), 2.0)
 
 
 def test_scores_are_fair_to_the_classes_that_a_particle_is_no_part_of():
-    references = References(np.zeros((3, 4, 4)), np.array([10, 20, 1]), np.array([40.0, 60.0, 5.0]),
-                            np.array([1.0, 2.0, 1.0]), np.array([0.5, 0.25, 0.0]))
-    scores, every = np.array([[10.0, 10], [10, 10], [10, 10]]), np.arange(3)[:, None]
-    np.testing.assert_allclose(references.fair(scores, every, None), [[10.5, 10.5], [10.25, 10.25], [10, 10]])
-    fair = references.fair(scores, every, np.array([1, 0]))
-    np.testing.assert_allclose(fair, [[10.5, (100 - 40) / 9 + 0.5], [(200 - 60) / 19 / 2 + 0.25, 10.25], [10, 10]])
-    some = references.fair(scores[:2], np.array([[1, 1], [2, 0]]), np.array([1, 0]))
-    np.testing.assert_allclose(some, [[fair[1, 0], fair[1, 1]], [fair[2, 0], fair[0, 1]]])
+    references, every = references_of([10, 20, 1, 0]), np.arange(4)[:, None]
+    # the particles are in class 1, 0, 2, and in none
+    fair = references.fair(np.full((4, 4), 10.0), every, np.array([1, 0, 2, -1]))
+    np.testing.assert_allclose(fair, [[10, (100 - 40) / 9, 10, 10], [(200 - 60) / 19 / 2, 10, 10, 10],
+                                      [10, 10, -np.inf, 10], [-np.inf] * 4])
+    some = references.fair(np.full((2, 2), 10.0), np.array([[1, 1], [2, 0]]), np.array([1, 0]))
+    np.testing.assert_allclose(some, [[fair[1, 0], 10], [10, fair[0, 1]]])
+
+
+def test_the_prior_tells_the_ratio_of_other_particles_and_not_how_many_there_are():
+    every, none = np.arange(2)[:, None], np.array([-1])
+    prior = references_of([300, 30, 1, 0]).prior(every, none)
+    twice = references_of([600, 60, 1, 0]).prior(every, none)
+    np.testing.assert_allclose(prior[0] - prior[1], 2 * np.log(10))
+    np.testing.assert_allclose(twice[0] - twice[1], prior[0] - prior[1])
+    np.testing.assert_allclose(references_of([300, 31, 1, 0]).prior(every, np.array([1])), prior)
+
+
+@pytest.mark.parametrize("change", [lambda s: np.where(s > 0.3, 0, 1), lambda s: np.where(s < 0.05, 0, 1)])
+def test_particles_without_some_frequencies_have_a_contrast(change):
+    images, _ = particles()
+    spectra = np.fft.rfft2(images)
+    frequency = np.hypot(np.fft.fftfreq(BOX)[:, None], np.fft.rfftfreq(BOX))
+    filtered = np.fft.irfft2(spectra * change(frequency), s=(BOX, BOX)).astype(np.float32)
+    contrast = Contrast(filtered, RADIUS)
+    references = contrast.references(filtered[:3], np.array([1, 10, 0]))
+    assert np.isfinite(contrast.ratio).all()
+    assert np.isfinite(references.images).all()
+    assert np.isfinite(references.unit)
+
+
+def test_particles_with_nothing_but_the_corners_of_fourier_space_are_refused():
+    checkers = (-1.0) ** np.add.outer(np.arange(BOX), np.arange(BOX)) * Contrast(particles()[0], RADIUS).edge
+    images = np.random.default_rng(0).normal(size=(60, BOX, BOX)) + checkers
+    with pytest.raises(InputError, match="at high frequencies: they seem to be noise alone"):
+        Contrast(images.astype(np.float32), RADIUS)

@@ -8,8 +8,8 @@ from class_particles import BOX, RADIUS, particles
 
 from mrefali.average import transform
 from mrefali.contrast import Contrast
-from mrefali.geometry import identity_poses
 from mrefali.seeding import (
+    Classes,
     _align_each,
     _choose,
     _needed,
@@ -27,7 +27,7 @@ def settled(images, made, assign, n_classes):
     moved, search = transform(images, made.poses), search_of(BOX, RADIUS, 1)[0]
     contrast = Contrast(images, RADIUS)
     averages = np.stack([moved[assign == k].mean(axis=0) for k in range(n_classes)])
-    state = _settle(images, averages, np.bincount(assign), contrast, search)
+    state = _settle(images, Classes(averages, np.bincount(assign), assign), contrast, search)
     structures = Structures(images, contrast, search, np.random.default_rng(1))
     return state, contrast, search, structures
 
@@ -81,10 +81,35 @@ def test_no_more_classes_are_kept_than_asked_for():
 def test_a_class_that_hardly_a_particle_belongs_to_is_dropped():
     images, made = particles(n=120, views=2)
     state, _, _, structures = settled(images, made, made.classes, 2)
-    few = replace(state, averages=np.concatenate([state.averages, state.averages[:2]]), counts=np.array([57, 60, 3, 0]))
-    few = replace(few, scores=np.concatenate([state.scores, state.scores - 1], axis=1))
+    averages = np.concatenate([state.averages, state.averages[:2]])
+    classes = Classes(averages, np.array([57, 60, 3, 0]), state.found.assign)
+    few = replace(state, classes=classes, scores=np.concatenate([state.scores, state.scores - 1], axis=1))
     few.found.assign[np.flatnonzero(few.found.assign == 0)[:3]] = 2
     np.testing.assert_array_equal(_needed(few, 4, structures), [0, 1])
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_class_of_one_view_and_some_of_another_is_left_to_the_other(seed):
+    # each would draw half of what both have in common
+    images, made = particles(n=220, views=2, snr=0.3, sizes=[10, 1], seed=seed)
+    assign = made.classes.copy()
+    assign[np.flatnonzero(assign == 0)[::4]] = 1
+    assert np.bincount(assign).tolist() == [150, 70]
+    state, *_ = settled(images, made, assign, 2)
+    counts = np.zeros((2, 2), int)
+    np.add.at(counts, (state.found.assign, made.classes), 1)
+    assert counts[1, 1] >= 18  # of 20
+    assert counts[1, 0] <= 10  # of 200
+
+
+@pytest.mark.jit_only
+def test_an_empty_class_stays_empty():
+    images, made = particles(n=90, views=2, snr=0.3)
+    state, contrast, search, _ = settled(images, made, made.classes, 2)
+    with_twin = Classes(np.concatenate([state.averages, state.averages[:1]]), np.append(state.counts, 0),
+                        state.found.assign)
+    np.testing.assert_array_equal(_settle(images, with_twin, contrast, search).counts[2], 0)
 
 
 @pytest.mark.jit_only
@@ -92,17 +117,18 @@ def test_a_class_of_two_views_is_cut_once():
     images, made = particles(n=80, views=2)
     state, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
     cut = []
-    _, counts = _split(images, state, contrast, search, structures, cut)
-    assert min(counts) >= 35  # of 40
+    parts = _split(images, state, contrast, search, structures, cut)
+    assert min(parts.counts) >= 35  # of 40
+    np.testing.assert_array_equal(np.bincount(parts.assign), parts.counts)
     assert len(cut) == 1
-    assert _split(images, state, contrast, search, structures, cut) == (None, None)
+    assert _split(images, state, contrast, search, structures, cut) is None
 
 
 @pytest.mark.jit_only
 def test_a_class_of_one_view_is_not_cut():
     images, made = particles(n=80, views=1, snr=0.3)
     state, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
-    assert _split(images, state, contrast, search, structures, []) == (None, None)
+    assert _split(images, state, contrast, search, structures, []) is None
 
 
 @pytest.mark.parametrize("box", [32, 64, 65, 200, 256])
@@ -155,4 +181,3 @@ def test_every_particle_meets_every_reference():
     found = _align_each(images, references, search)
     assert found.peak.shape == (3, 30)
     assert (found.peak.argmax(axis=0) == made.classes).mean() > 0.9
-    assert identity_poses(30).dtype == found.poses.dtype
