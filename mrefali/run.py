@@ -237,7 +237,7 @@ def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, cen
     stack : str
         Square 2-D images; at the end the headers of HDF and bdb have their poses and classes.
     K : int
-        Classes at most: fewer are made where cross-validation does not tell so many apart.
+        Classes at most: fewer are made where nothing but noise tells so many apart.
     ou : int, px
         Last ring; -1: as large as a search of ``xr`` allows, n//2 - 1 - ``xr``.
     xr : float, px
