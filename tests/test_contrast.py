@@ -69,6 +69,7 @@ def test_the_part_of_a_particle_is_taken_out_of_its_score(n):
     assert np.std(errors) < 0.3 * np.mean(parts)
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_prior_is_that_of_the_likeliest_class(seed):
     # of two known views, ten times as many particles of the one, in known poses
