@@ -115,7 +115,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
         state = _settle(images, classes, contrast, search)
         kept = _needed(state, n_classes, structures)
         if len(kept) < len(state.counts):
-            state = _settle(images, state.classes.only(kept), contrast, search)
+            state = _settle(images, state.only(kept), contrast, search)
         report(f"round {number}: {len(state.counts)} classes")
         if number == ROUNDS:
             break
@@ -126,7 +126,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     order = order[state.counts[order] > 0]
     new = np.full(len(state.counts), -1, np.int32)
     new[order] = np.arange(len(order))
-    return Seeds(new[state.found.assign], state.found.poses, len(order))
+    return Seeds(new[state.assign], state.poses, len(order))
 
 
 @dataclass(frozen=True)
@@ -154,29 +154,19 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class State:
-    """Classes, and how particles came into them.
+class State(Classes):
+    """Classes once particles were aligned to those before.
 
     Attributes
     ----------
-    classes : Classes
-    found : search.Alignments
-        Of the particles that made the averages.
+    poses : (n_particles,) geometry.POSE
+        Of the particles in the averages.
     scores : (n_particles, n_classes) float64
         With the averages of the iteration before, see :meth:`mrefali.contrast.References.fair`; of the grid search.
     """
 
-    classes: Classes
-    found: Alignments
+    poses: np.ndarray
     scores: np.ndarray
-
-    @property
-    def averages(self):
-        return self.classes.averages
-
-    @property
-    def counts(self):
-        return self.classes.counts
 
 
 # --- steps 1 and 2
@@ -238,13 +228,12 @@ def _settle(images, classes, contrast, search):
     """``State`` once hardly a particle changes class, or after ``MOST_ITERATIONS`` of alignment."""
     for number in range(MOST_ITERATIONS):
         before = classes
-        references = contrast.references(classes.averages, classes.counts)
-        found, scores = _likeliest(images, references, classes.assign, search)
-        averages, counts = _averages(images, found.assign, found.poses, classes.averages)
-        classes = Classes(averages, counts, found.assign)
-        if number >= FEWEST_ITERATIONS - 1 and (found.assign != before.assign).mean() < SETTLED:
+        references = contrast.references(before.averages, before.counts)
+        assign, poses, scores = _likeliest(images, references, before.assign, search)
+        classes = State(*_averages(images, assign, poses, before.averages), assign, poses, scores)
+        if number >= FEWEST_ITERATIONS - 1 and (assign != before.assign).mean() < SETTLED:
             break
-    return State(classes, found, scores)
+    return classes
 
 
 def _likeliest(images, references, part_of, search):
@@ -262,7 +251,7 @@ def _likeliest(images, references, part_of, search):
     finest = [sharpen(images, Alignments(k, each.poses[k, i], each.peak[k, i]), coefficients, search) for k in likely]
     peaks, poses = np.stack([fine.peak for fine in finest]), np.stack([fine.poses for fine in finest])
     best = (references.fair(peaks, likely, part_of) + references.prior(likely, part_of)).argmax(axis=0)
-    return Alignments(likely[best, i], poses[best, i], peaks[best, i]), scores.T
+    return likely[best, i], poses[best, i], scores.T
 
 
 # --- steps 4 and 5
@@ -280,7 +269,7 @@ def _needed(state, most, structures):
     while len(kept) > 1:
         # particles of classes that were dropped go where they fit best
         best = kept[state.scores[:, kept].argmax(axis=1)]
-        assign = np.where(np.isin(state.found.assign, kept), state.found.assign, best)
+        assign = np.where(np.isin(state.assign, kept), state.assign, best)
         surely = {}
         for k in kept[np.argsort(_worth(state.scores[:, kept]), kind="stable")]:
             surely[k] = _told_apart(state, k, kept, assign, structures)
@@ -312,7 +301,7 @@ def _split(images, state, contrast, search, structures, already_cut):
     """
     parts = {}
     for k in range(len(state.counts)):
-        members = np.flatnonzero(state.found.assign == k)
+        members = np.flatnonzero(state.assign == k)
         group = structures.of(members, len(members), state.averages[k], state.counts[k])
         if group is None or group.excess.max() <= SURE or group in already_cut:
             continue
@@ -322,10 +311,10 @@ def _split(images, state, contrast, search, structures, already_cut):
             parts[k] = group.members, both
     if not parts:
         return None
-    classes = state.classes.only(np.setdiff1d(np.arange(len(state.counts)), list(parts)))
+    classes = state.only(np.setdiff1d(np.arange(len(state.counts)), list(parts)))
     for members, both in parts.values():
         assign = classes.assign.copy()
-        assign[members] = both.found.assign + len(classes.counts)
+        assign[members] = both.assign + len(classes.counts)
         classes = Classes(np.concatenate([classes.averages, both.averages]),
                           np.concatenate([classes.counts, both.counts]), assign)
     return classes

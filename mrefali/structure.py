@@ -165,9 +165,9 @@ class Structures:
     def _aligned(self, images, average_of_them, count, searches):
         """Continuous poses after searches one after the other, each about what the last one found."""
         reference = self.contrast.references(average_of_them[None], np.array([count])).images
-        poses = geometry.identity_poses(len(images))
+        spectra, poses = ring_spectra(reference, self.search), geometry.identity_poses(len(images))
         for search in searches:
-            found = align(images, poses, ring_spectra(reference, search), search)
+            found = align(images, poses, spectra, search)
             poses = found.poses
         return sharpen(images, found, splines(reference), self.search).poses
 

@@ -65,7 +65,7 @@ def test_a_small_class_that_is_told_apart_is_needed(seed):
 def test_a_twentieth_of_the_particles_is_told_from_the_rest_whatever_was_asked_before():
     images, made = particles(n=315, views=2, sizes=[20, 1])
     state, _, _, structures = settled(images, made, made.classes, 2)
-    members = np.flatnonzero(state.found.assign == 0)
+    members = np.flatnonzero(state.assign == 0)
     structures.of(members, len(members), state.averages[0], state.counts[0])
     assert sorted(_needed(state, 2, structures)) == [0, 1]
 
@@ -81,10 +81,10 @@ def test_no_more_classes_are_kept_than_asked_for():
 def test_a_class_that_hardly_a_particle_belongs_to_is_dropped():
     images, made = particles(n=120, views=2)
     state, _, _, structures = settled(images, made, made.classes, 2)
-    averages = np.concatenate([state.averages, state.averages[:2]])
-    classes = Classes(averages, np.array([57, 60, 3, 0]), state.found.assign)
-    few = replace(state, classes=classes, scores=np.concatenate([state.scores, state.scores - 1], axis=1))
-    few.found.assign[np.flatnonzero(few.found.assign == 0)[:3]] = 2
+    assign = state.assign.copy()
+    assign[np.flatnonzero(assign == 0)[:3]] = 2
+    few = replace(state, averages=np.concatenate([state.averages, state.averages[:2]]), counts=np.array([57, 60, 3, 0]),
+                  assign=assign, scores=np.concatenate([state.scores, state.scores - 1], axis=1))
     np.testing.assert_array_equal(_needed(few, 4, structures), [0, 1])
 
 
@@ -98,7 +98,7 @@ def test_a_class_of_one_view_and_some_of_another_is_left_to_the_other(seed):
     assert np.bincount(assign).tolist() == [150, 70]
     state, *_ = settled(images, made, assign, 2)
     counts = np.zeros((2, 2), int)
-    np.add.at(counts, (state.found.assign, made.classes), 1)
+    np.add.at(counts, (state.assign, made.classes), 1)
     assert counts[1, 1] >= 18  # of 20
     assert counts[1, 0] <= 10  # of 200
 
@@ -107,8 +107,7 @@ def test_a_class_of_one_view_and_some_of_another_is_left_to_the_other(seed):
 def test_an_empty_class_stays_empty():
     images, made = particles(n=90, views=2, snr=0.3)
     state, contrast, search, _ = settled(images, made, made.classes, 2)
-    with_twin = Classes(np.concatenate([state.averages, state.averages[:1]]), np.append(state.counts, 0),
-                        state.found.assign)
+    with_twin = Classes(np.concatenate([state.averages, state.averages[:1]]), np.append(state.counts, 0), state.assign)
     np.testing.assert_array_equal(_settle(images, with_twin, contrast, search).counts[2], 0)
 
 
