@@ -173,7 +173,7 @@ def first_average(particles, poses, settings, comm):
     everyone = Alignments(np.zeros(n, np.int32), poses, np.zeros(n))
     classes = update_classes(sums, everyone, none, particles, settings, None, comm)
     references, shifts = comm.from_root(_references_and_shifts(classes) if comm.is_root else None)
-    return references, fold_in_centring(poses, everyone.assign, shifts)
+    return references, geometry.shifted(poses, shifts[everyone.assign])
 
 
 def first_state(references, poses, settings, classes=None):
@@ -265,7 +265,7 @@ def refine(particles, references, poses, settings, comm, state=None):
         moved = found.assign != assign
         changed = comm.gather(moved)
         references, shifts = comm.from_root(_references_and_shifts(classes) if comm.is_root else None)
-        assign, poses = found.assign, fold_in_centring(found.poses, found.assign, shifts)
+        assign, poses = found.assign, geometry.shifted(found.poses, shifts[found.assign])
         criterion = average.criterion(references, settings.core)
         stopped = settings.maxit == 0 and (
             criterion < previous if settings.settled is None else
@@ -324,12 +324,3 @@ def _normalized(particles, start, stop, bar):
         yield block, images
         # the other ranks are as far
         bar.update(begun + (block.stop - start) * particles.n_images // (stop - start) - bar.n)
-
-
-def fold_in_centring(poses, assign, shifts):
-    """``poses``, each composed with that of the ``shifts`` (n_references, 2) that centred the average of its class."""
-    shifts = shifts[assign]
-    moved = shifts.any(axis=1)
-    folded = poses.copy()
-    folded[moved] = geometry.compose(poses[moved], geometry.make_poses(0.0, shifts[moved, 0], shifts[moved, 1]))
-    return folded

@@ -224,12 +224,11 @@ class Run:
         -------
         before, after : (n_particles, 2) float64
         """
-        before = _poses(_read_columns(self._file("poses_before.csv"), self.n_particles))
+        before = geometry.inverse_shift(_poses(_read_columns(self._file("poses_before.csv"), self.n_particles)))
         # an average that was not moved has no centre in the table
-        x, y = (np.nan_to_num(self._by_class(name)[-1])[self.pose_columns["assign"].astype(int)]
-                for name in ("center_x", "center_y"))
-        found = geometry.compose(self.pose_records, geometry.make_poses(0.0, x, y))
-        return geometry.inverse_shift(before), geometry.inverse_shift(found)
+        centers = np.nan_to_num(np.stack([self._by_class(name)[-1] for name in ("center_x", "center_y")], axis=1))
+        found = geometry.shifted(self.pose_records, centers[self.pose_columns["assign"].astype(int)])
+        return before, geometry.inverse_shift(found)
 
     # --- particles
 

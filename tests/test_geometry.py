@@ -22,6 +22,7 @@ from mrefali.geometry import (
     ring_lengths,
     ring_radii,
     search_range,
+    shifted,
     to_matrices,
     wrap_degrees,
 )
@@ -116,6 +117,14 @@ def test_composition_with_a_mirrored_first_subtracts_the_angles():
     # alpha1 - alpha2, R(-alpha2) t1 + M t2, the other mirror
     done = compose(make_poses(20, 1, 0, 1), make_poses(90, 5, 7, 1))
     assert done.tolist() == pytest.approx((290, -5, 8, 0))
+
+
+def test_a_shift_after_a_pose_is_a_composition():
+    poses, shifts = make_poses([30.0, 30, 75], 1, 2, [0, 1, 0]), np.array([[0.5, -2], [0.5, -2], [0, 0]])
+    moved = shifted(poses, shifts)
+    assert moved.tolist() == compose(poses, make_poses(0, *shifts.T)).tolist()
+    assert moved[1]["sx"] == 0.5  # a mirrored particle shifts the other way
+    assert moved[2].tolist() == poses[2].tolist()
 
 
 def test_make_poses_broadcasts():

@@ -11,7 +11,7 @@ import small
 from conftest import JIT
 
 from mrefali import average, reference, refine
-from mrefali.geometry import compose, disc, identity_poses, make_poses
+from mrefali.geometry import disc, identity_poses
 from mrefali.parallel import SERIAL
 from mrefali.particles import Particles
 from mrefali.search import Search, align, ring_spectra
@@ -118,17 +118,6 @@ def test_vanished_classes_are_replaced_by_the_particles_of_the_slow_twin(seed):
         np.testing.assert_array_equal(update.image, normalised[i])  # as it is: not moved, filtered or masked
         assert update.count == 0
         assert update.frc is update.filter is update.shift is None
-
-
-# --- centring
-
-
-def test_the_centring_shift_is_the_last_thing_a_pose_does():
-    poses = make_poses([30.0, 30, 75], 1, 2, [0, 1, 0])
-    folded = refine.fold_in_centring(poses, np.array([0, 0, 1], np.int32), np.array([[0.5, -2], [0, 0]]))
-    assert folded[:2].tolist() == compose(poses[:2], make_poses(0, 0.5, -2)).tolist()
-    assert folded[1]["sx"] == pytest.approx(0.5)  # -(1 - 0.5): a mirrored particle shifts the other way
-    assert folded[2].tolist() == poses[2].tolist()  # a class that was not moved
 
 
 # --- the loop
