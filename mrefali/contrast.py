@@ -4,6 +4,7 @@ Arrays in, arrays out: this module knows no file and no rank.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import scipy.fft
@@ -16,9 +17,8 @@ from mrefali.reference import fourier_shift
 #: Width in px of the soft edge within which images are compared.
 EDGE = 3.0
 
-#: Of the product of a particle with itself, what is in its score against an average of which it is part. Both are
-#: smoothed on the way: it was 0.62 to 0.78 of simulated particles of 32 and 64 px.
-OWN_SHARE = 0.7
+#: Least mean CTF^2 that is reckoned with: that of 10 % amplitude contrast at frequency 0.
+LEAST_CTF_SQ = 0.01
 
 
 class Contrast:
@@ -31,22 +31,24 @@ class Contrast:
 
     Parameters
     ----------
-    images : (n_particles, n, n) float32
+    images : iterable of (n, n) float32
     radius : float, px
+    ctf_sq : (n_radii,) float64, optional
+        Mean CTF^2 at Fourier pixels 0, 1, 2, ... of particles that are multiplied by their CTF.
+    snr : float
+        Of the Wiener term, with which the averages of these are divided, see :func:`mrefali.ctf.wiener_divide`.
     """
 
-    def __init__(self, images, radius):
-        n = images.shape[1]
+    def __init__(self, images, radius, ctf_sq=None, snr=np.inf):
+        images = iter(images)
+        first = next(images)
+        n = len(first)
         y, x = np.indices((n, n)) - n // 2
         self.edge = np.clip((radius + EDGE - np.hypot(x, y)) / EDGE, 0, 1).astype(np.float32)
         self.disc = geometry.disc(n, radius)
         frequency, self._times = half_spectrum(n)
         self._ring = np.minimum(np.rint(frequency).astype(int), n // 2)
-        outside = 1 - self.edge
-        power = self._ring_power(images, self.edge) / (self.edge**2).sum()
-        level = np.tensordot(images, outside, 2) / outside.sum()
-        corners = (image - its_level for image, its_level in zip(images, level, strict=True))
-        noise = self._ring_power(corners, outside) / (outside**2).sum()
+        power, noise, own = self._ring_powers(chain([first], images))
         # where the corners are masked, or are of another kind, the noise is what is left at high frequencies
         highest = slice(3 * n // 8, None)
         if not 0.5 < noise[highest].mean() / power[highest].mean() < 2:
@@ -59,19 +61,28 @@ class Contrast:
                              "at high frequencies: they seem to be noise alone")
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         self._level = noise[self._ring]
+        self._snr, self._ctf_sq = snr, 1.0 if ctf_sq is None else np.maximum(ctf_sq[self._ring], LEAST_CTF_SQ)
         # what a coefficient of a filtered particle adds to its product with itself over the disc
-        own = self._ring_power(images, self.edge, self.edge * self.disc)
-        self._own = OWN_SHARE * own[self._ring] * self._times
+        self._own = own[self._ring] * self._times
 
-    def _ring_power(self, images, weight, other=None):
-        """Mean product of a Fourier coefficient of images weighted in two ways, or in one, in each ring."""
-        power, n_images = np.zeros(self._ring.shape), 0
+    def _ring_powers(self, images):
+        """Mean over a ring of what a Fourier coefficient of the images has, and a pixel of them adds, in power.
+
+        Of the power within the edge, of that of the noise outside it, (n_rings,) each; and of the product of that
+        within the edge with that over the disc besides, of all pixels.
+        """
+        outside, inside = 1 - self.edge, self.edge * self.disc
+        sums, n_images = np.zeros((3, *self._ring.shape)), 0
         for image in images:  # spectra of all together would be several copies of them
-            first = scipy.fft.rfft2(image * weight)
-            second = first if other is None else scipy.fft.rfft2(image * other)
-            power += (first.conj() * second).real
+            level = (image * outside).sum(dtype=np.float64) / outside.sum(dtype=np.float64)
+            whole = scipy.fft.rfft2(image * self.edge)
+            sums[0] += np.abs(whole)**2
+            sums[1] += np.abs(scipy.fft.rfft2((image - np.float32(level)) * outside))**2
+            sums[2] += (whole.conj() * scipy.fft.rfft2(image * inside)).real
             n_images += 1
-        return np.bincount(self._ring.ravel(), power.ravel()) / np.bincount(self._ring.ravel()) / n_images
+        n_coefficients = np.bincount(self._ring.ravel())
+        power, noise, own = (np.bincount(self._ring.ravel(), s.ravel()) / n_coefficients / n_images for s in sums)
+        return power / (self.edge**2).sum(), noise / (outside**2).sum(), own
 
     def filter(self, count):
         """Factors of the half spectrum of an average of so many particles."""
@@ -86,20 +97,37 @@ class Contrast:
         return filtered
 
     def references(self, averages, counts):
-        """``References`` of averages, (n_classes, n, n) and (n_classes,)."""
+        """``References`` of averages, (n_classes, n, n) and (n_classes,), smoothed or filtered as they may be."""
         images, (own, growth, unit) = np.empty(averages.shape, np.float32), np.empty((3, len(averages)))
         n_pixels = averages[0].size
         for k, count in enumerate(np.maximum(counts, 1)):
-            factors = self.filter(count)
-            image = _filtered(averages[k] * self.edge, factors) * self.edge
+            factors, within = self.filter(count), averages[k] * self.edge
+            left = factors * self._left(within, count)
+            image = _filtered(within, factors) * self.edge
             image -= image[self.disc].mean()
             variance = (image[self.disc]**2).mean()
             images[k] = image / np.sqrt(variance)
-            own[k] = (factors * self._own).sum() / n_pixels / np.sqrt(variance)
-            noise = (factors**2 * self._level * self._times).sum() / n_pixels  # of a single particle, filtered
+            part = left / self._divisor(count)
+            own[k] = (part * self._own).sum() / n_pixels / np.sqrt(variance)
+            noise = (part**2 * self._level * self._times).sum() / n_pixels  # of a single particle
             growth[k] = np.sqrt(1 + noise * (1 / max(count - 1, 1) - 1 / count) / variance)
             unit[k] = self._log_likelihood_unit(factors) / np.sqrt(variance)
         return References(images, counts, own, growth, float(np.average(unit, weights=counts)))
+
+    def _left(self, within, count):
+        """How much of its amplitude moving and filtering have left of an average ``within`` the edge, at most 1.
+
+        By its power, in each ring: that of particles, which it would have, is known.
+        """
+        ring = self._ring.ravel()
+        power = np.bincount(ring, np.abs(scipy.fft.rfft2(within)).ravel()**2) / np.bincount(ring)
+        expected = self._level * (self._ctf_sq * self.ratio[self._ring] + 1 / count) / self._divisor(count)**2
+        expected = np.bincount(ring, expected.ravel()) / np.bincount(ring) * (self.edge**2).sum()
+        return np.sqrt(np.minimum(power / expected, 1))[self._ring]
+
+    def _divisor(self, count):
+        """What the mean of so many particles, multiplied by their CTF, is divided by."""
+        return self._ctf_sq + 1 / (self._snr * count)
 
     def _log_likelihood_unit(self, factors):
         """By how much the product with a filtered average grows where a view is e times as likely.
@@ -109,7 +137,7 @@ class Contrast:
         """
         s = self.ratio[self._ring]
         differing = self._times * self._level * s / (1 + s)
-        return (factors**2 * self._level * differing).sum() / (factors * differing).sum()
+        return (factors**2 * self._level * differing).sum() / (factors * self._ctf_sq * differing).sum()
 
 
 def centered_average(moved, poses):
