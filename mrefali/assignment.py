@@ -7,8 +7,11 @@ import numpy as np
 
 from mrefali.compiled import kernels
 
-#: How a particle gets its class: its best one, or so that no class is too large, or all of one size.
-ASSIGNMENTS = ("best", "capped", "equal")
+#: Ways to give all particles their classes together: so that no class is too large, or all of one size.
+LIMITED = ("capped", "equal")
+
+#: How a particle gets its class: the reference it correlates best with, see :mod:`mrefali.likelihood`, or as above.
+ASSIGNMENTS = ("best", "likeliest", *LIMITED)
 
 #: How often its equal share a class has at most, ``capped``: the largest of eight views whose sizes are as 20 to 1 has
 #: 2.96 times its share.

@@ -13,8 +13,19 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  loads scipy's BLAS, or threadpoolctl would not find it
 from threadpoolctl import threadpool_limits
 
-from mrefali import average, classification, ctf, fourier, geometry, memory, parallel, reference, sharpening
-from mrefali.assignment import ASSIGNMENTS
+from mrefali import (
+    average,
+    classification,
+    ctf,
+    fourier,
+    geometry,
+    likelihood,
+    memory,
+    parallel,
+    reference,
+    sharpening,
+)
+from mrefali.assignment import ASSIGNMENTS, LIMITED
 from mrefali.band import Band
 from mrefali.classes import SMALLEST_CLASS, VANISHED
 from mrefali.errors import InputError
@@ -133,7 +144,7 @@ def prepare(stack, references, options, comm, poses=None):
             _check_enough(stack, options.K or 1)
         else:
             _check_same_images(stack, references)
-            if options.assignment != "best":
+            if options.assignment in LIMITED:
                 _check_class_size(stack, references, options.assignment)
         if options.K is not None:
             options = _with_default_search(options, stack.box)
@@ -154,8 +165,10 @@ def prepare(stack, references, options, comm, poses=None):
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
         n_references = len(images) if images is not None else options.K or 1
         others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
-        if options.assignment != "best":
+        if options.assignment in LIMITED:
             others += memory.of_peaks(stack.n_images, n_references, comm.size)
+        elif options.assignment == "likeliest":
+            others += likelihood.bytes_needed(n_references, stack.box)
         others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
         others += (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
@@ -165,12 +178,15 @@ def prepare(stack, references, options, comm, poses=None):
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = scan_pixels(particles, *comm.share(particles.n_images))
+    with comm.agreeing():
+        sampled = options.assignment == "likeliest" and comm.is_root
+        contrast = particles.contrast(search.outer_radius) if sampled else None
     largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
                         options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation],
                         normalize_references=options.normalize_references, assignment=options.assignment,
-                        settled=options.settled)
+                        contrast=comm.from_root(contrast), settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), others + blocks,
                 poses)

@@ -46,7 +46,7 @@ def estimate_seconds(particles, settings, n_classes):
 
 
 def find_references(particles, settings, n_classes, comm, report):
-    """Averages of seeds, the largest class first.
+    """Averages of seeds, the largest class first, and the particles they are made of.
 
     Parameters
     ----------
@@ -61,15 +61,17 @@ def find_references(particles, settings, n_classes, comm, report):
 
     Returns
     -------
-    (n_references, n, n) float32
-        On every rank.
+    references : (n_references, n, n) float32
+        On every rank, as the other.
+    classes : (n_particles,) int32
+        -1 for particles in which no seeds were looked for.
     """
     with comm.agreeing():
         try:
-            references = _find(particles, settings, n_classes, report) if comm.is_root else None
+            found = _find(particles, settings, n_classes, report) if comm.is_root else None
         finally:
             comm.barrier()  # where the others wait without keeping a core busy
-    return comm.from_root(references)
+    return comm.from_root(found)
 
 
 def _find(particles, settings, n_classes, report):
@@ -95,7 +97,12 @@ def _find(particles, settings, n_classes, report):
     # the largest has at least as many particles as an average needs, see checks
     tallies = tallies_of(members_of(seeds.assign, seeds.n_classes), poses, settings)
     report(f"{len(tallies)} classes of {'/'.join(str(t.counts.sum()) for t in tallies)} particles")
-    return np.stack([average_class(tally, sums, tally.k, settings).image for tally in tallies])
+    references = np.stack([average_class(tally, sums, tally.k, settings).image for tally in tallies])
+    classes = np.full(particles.n_images, -1, np.int32)
+    reference_of = np.full(seeds.n_classes, -1, np.int32)
+    reference_of[[tally.k for tally in tallies]] = np.arange(len(tallies))
+    classes[drawn] = reference_of[seeds.assign]
+    return references, classes
 
 
 def _small_search(search):

@@ -77,8 +77,8 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
         how particles are moved into the averages
     normalize_references : bool
         scale references to one standard deviation, so none wins by contrast
-    assignment : str, best, capped or equal
-        class sizes: any, up to 3 x the mean, or equal
+    assignment : str, best, likeliest, capped or equal
+        how a particle gets its class
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -113,11 +113,11 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
 
 
 def classify(stack: str, outdir: str, mask: str = None, *,
-             K: int, ir: int = 1, ou: int = -1, xr: float = -1.0, ts: float = 1.0, center: int = 4,
+             K: int, ir: int = 1, ou: int = -1, xr: float = -1.0, ts: float = 1.0, center: int = -1,
              maxit: int = 0, CTF: bool = False, snr: float = 1.0, function: str = "ref_ali2d",
              rand_seed: int = 1000, MPI: bool = False, mirror: bool = True, subpixel: bool = True,
              lowpass: float = None, highpass: float = None, vanished: str = "split",
-             center_limit: float = None, interpolation: str = "quadratic", assignment: str = "best",
+             center_limit: float = None, interpolation: str = "quadratic", assignment: str = "likeliest",
              threads: int = 0, max_memory: str = None, quiet: bool = False, check: bool = False, live: bool = False,
              resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """From raw particles to class averages and poses, without references.
@@ -173,8 +173,8 @@ def classify(stack: str, outdir: str, mask: str = None, *,
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
         how particles are moved into the averages
-    assignment : str, best, capped or equal
-        class sizes: any, up to 3 x the mean, or equal
+    assignment : str, best, likeliest, capped or equal
+        how a particle gets its class
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -207,7 +207,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
 
 
 def seed(stack: str, refs: str, mask: str = None, *,
-         K: int, ou: int = -1, xr: float = -1.0, center: int = 4, CTF: bool = False, snr: float = 1.0,
+         K: int, ou: int = -1, xr: float = -1.0, center: int = -1, CTF: bool = False, snr: float = 1.0,
          rand_seed: int = 1000, mirror: bool = True, threads: int = 0, max_memory: str = None,
          quiet: bool = False):
     """Make references of unaligned particles: those that classify begins with.

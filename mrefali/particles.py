@@ -1,6 +1,6 @@
 """The particles of a stack as the search takes them: multiplied by their CTF if asked for, normalised.
 
-Imports average, ctf and memory; reads through whatever stack it is given.
+Imports average, contrast, ctf and memory; reads through whatever stack it is given.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrefali import average
+from mrefali.contrast import Contrast
 from mrefali.ctf import CtfKernels, ctf_sq, premultiply
 from mrefali.memory import BLOCK_BYTES
+
+#: Particles of which the contrast of all is taken, at most.
+SAMPLED = 500
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,15 @@ class Particles:
         if self.ctf is not None:
             premultiply(images, self.ctf.parameters[indices], self.ctf.applied[indices], self._kernels)
         return images
+
+    def contrast(self, radius):
+        """The ``contrast.Contrast`` within ``radius`` px of some particles, evenly spaced among all."""
+        some = np.unique(np.linspace(0, self.n_images - 1, SAMPLED).astype(int))
+        pieces = (some[first:first + self.block_size] for first in range(0, len(some), self.block_size))
+        images = (image for piece in pieces for image in self.read(piece))
+        if self.ctf is None:
+            return Contrast(images, radius)
+        return Contrast(images, radius, self.ctf_sq(some).mean(axis=0), self.ctf.snr)
 
     def ctf_sq(self, indices):
         """Weights of the Wiener division, (n_indices, n_radii) float64; None without CTF."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from mrefali import average, geometry, signals
 from mrefali.aligner import Aligner
-from mrefali.assignment import assign_within_limits
+from mrefali.assignment import LIMITED, assign_within_limits
 from mrefali.band import Band
-from mrefali.classes import update_classes
+from mrefali.classes import SMALLEST_CLASS, update_classes
+from mrefali.contrast import Contrast
 from mrefali.progress import progress
 from mrefali.search import Alignments, Search
 
@@ -61,8 +62,11 @@ class Settings:
         Whether references are scaled to one standard deviation for the alignment.
     assignment : str
         How a particle gets its class, see ``assignment.ASSIGNMENTS``.
+    contrast : contrast.Contrast or None
+        Of the particles, where they go to the likeliest class.
     settled : float or None
-        With ``maxit=0``, end a stage when no larger share of the particles changed class, not when the criterion falls.
+        With ``maxit=0``, end a stage when no larger share of the particles changed class, not when the criterion falls,
+        but not after its first iteration.
     """
 
     search: Search
@@ -83,6 +87,7 @@ class Settings:
     move: object = average.transform
     normalize_references: bool = False
     assignment: str = "best"
+    contrast: Contrast | None = None
     settled: float | None = None
 
     @property
@@ -117,7 +122,7 @@ class State:
     references : (n_references, n, n) float32
     poses : (n_particles,) geometry.POSE
     assign : (n_particles,) int32
-        -1 before the first iteration, but of a local refinement the classes that the particles have.
+        Before the first iteration -1, but for particles that the references are made of, and in a local refinement.
     criterion : float
         Minus infinity before the first iteration.
     random : tuple
@@ -177,7 +182,7 @@ def first_average(particles, poses, settings, comm):
 
 
 def first_state(references, poses, settings, classes=None):
-    """The ``State`` before the first iteration; ``classes`` (n_particles,) are those of a local refinement."""
+    """The ``State`` before the first iteration; ``classes`` (n_particles,) are those that particles are in, if any."""
     assign = np.full(len(poses), -1, np.int32) if classes is None else classes.astype(np.int32)
     return State(-1, references, poses, assign, -np.inf, random.Random(settings.rand_seed).getstate())
 
@@ -195,7 +200,7 @@ class Iteration:
         Centring folded in.
     peak : (n_particles,) float64
     changed : (n_particles,) bool
-        Whether the class is another than an iteration before; all of them in the first.
+        Whether the class is another than an iteration before; of the first, than that whose reference it is in, if any.
     classes : list of classes.ClassUpdate
     criterion : float
     seconds : float
@@ -269,7 +274,7 @@ def refine(particles, references, poses, settings, comm, state=None):
         criterion = average.criterion(references, settings.core)
         stopped = settings.maxit == 0 and (
             criterion < previous if settings.settled is None else
-            sum(comm.all_values(int(moved.sum()))) <= settings.settled * particles.n_images)
+            number > begun and sum(comm.all_values(int(moved.sum()))) <= settings.settled * particles.n_images)
         yield Iteration(number, everyone.assign, comm.gather(poses), everyone.peak, changed, classes, criterion,
                         time.perf_counter() - began, rng.getstate(), stage, begun, stopped)
         previous = criterion
@@ -278,14 +283,17 @@ def refine(particles, references, poses, settings, comm, state=None):
 def _search_and_sum(particles, references, poses, start, settings, comm, number, assign):
     """Align this rank's particles, the first of which is ``start``, and add each to its class."""
     n = len(poses)
-    aligner = Aligner(references, settings, number)
+    counts = None
+    if settings.assignment == "likeliest":
+        counts, assign = _averaged(assign, len(references), particles.n_images, comm)
+    aligner = Aligner(references, settings, number, counts)
     sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
                              particles.ctf is not None, settings.move)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
-    passes = 1 if settings.assignment == "best" else 2
+    passes = 2 if settings.assignment in LIMITED else 1
     with progress(passes * particles.n_images, number, settings.most_iterations,
                   comm.is_root and not settings.quiet) as bar:
-        if settings.assignment != "best":
+        if settings.assignment in LIMITED:
             assign = _assign_together(aligner, particles, poses, start, settings, comm, bar)
         for block, images in _normalized(particles, start, start + n, bar):
             mine = slice(block.start - start, block.stop - start)
@@ -294,6 +302,28 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
                      particles.ctf_sq(block))
             found.assign[mine], found.poses[mine], found.peak[mine] = aligned.assign, aligned.poses, aligned.peak
     return found, sums
+
+
+def _averaged(assign, n_references, n_particles, comm):
+    """How many particles each reference is the average of, and which of these particles are in which.
+
+    Where a reference is of particles unknown, given or put in place of a vanished class, it counts as one of mean size.
+
+    Parameters
+    ----------
+    assign : (n,) int32
+        Classes that this rank's particles had; -1 for none.
+
+    Returns
+    -------
+    counts : (n_references,) int64
+    assign : (n,) int32
+        -1 for those in none.
+    """
+    counts = sum(comm.all_values(np.bincount(assign[assign >= 0], minlength=n_references)))
+    known = counts >= SMALLEST_CLASS
+    mean = max(SMALLEST_CLASS, n_particles // n_references)
+    return np.where(known, counts, mean), np.where((assign >= 0) & known[assign], assign, np.int32(-1))
 
 
 def _references_and_shifts(classes):

@@ -17,6 +17,7 @@ import numpy as np
 import mrefali
 from mrefali import average, checkpoint, classification, geometry, parallel, signals
 from mrefali.aligner import Aligner
+from mrefali.assignment import LIMITED
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
 from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
@@ -98,7 +99,9 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     normalize_references : bool
         Scale the references to one standard deviation for the alignment; else the one with most contrast wins.
     assignment : str
-        ``best``: each particle goes to the reference it correlates best with. ``capped``: no class is larger than
+        ``best``: each particle goes to the reference it correlates best with. ``likeliest``: to the class it is of
+        most likely, see :mod:`mrefali.likelihood`; references are filtered for it by the contrast of the particles and
+        scaled, see :mod:`mrefali.contrast`. ``capped``: no class is larger than
         three times its equal share; ``equal``: sizes differ by one at most. Within these limits the sum of the
         correlations is the largest there is, see :func:`mrefali.assignment.assign_within_limits`.
     threads : int
@@ -223,9 +226,9 @@ interpolation, threads, max_memory, quiet, check, live, resume, save_every, writ
         reference_free=True), call)
 
 
-def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, center=4, maxit=0, CTF=False, snr=1.0,
+def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, center=-1, maxit=0, CTF=False, snr=1.0,
              function="ref_ali2d", rand_seed=1000, MPI=False, mirror=True, subpixel=True, lowpass=None, highpass=None,
-             vanished="split", center_limit=None, interpolation="quadratic", assignment="best", threads=0,
+             vanished="split", center_limit=None, interpolation="quadratic", assignment="likeliest", threads=0,
              max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal"):
     """From raw particles to classes: references are found in the particles, then refined with all of them.
 
@@ -267,7 +270,7 @@ write_back
         K=K, settled=SETTLED), call)
 
 
-def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, snr=1.0, rand_seed=1000, mirror=True,
+def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=-1, CTF=False, snr=1.0, rand_seed=1000, mirror=True,
          threads=0, max_memory=None, quiet=False):
     """Write references found in unaligned particles: those that :func:`classify` begins with by default.
 
@@ -293,7 +296,7 @@ def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=4, CTF=False, sn
             mask=maskfile, ir=1, ou=ou, rs=1, xr=xr, yr=xr, ts=1.0, center=center, maxit=1, CTF=CTF, snr=snr,
             function="ref_ali2d", rand_seed=rand_seed, vanished="keep", center_limit=None, quiet=quiet, mirror=mirror,
             max_memory=max_memory, reference_free=True, K=K), comm)
-        references = classification.find_references(plan.particles, plan.settings, K, comm, _report_seeds)
+        references, _ = classification.find_references(plan.particles, plan.settings, K, comm, _report_seeds)
         write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
     logger.info("%d references in %s", len(references), refs)
 
@@ -372,12 +375,12 @@ def _with_first_average(plan, comm):
 
 
 def _with_seeds(plan, n_classes, earlier, call, comm):
-    """The plan with references found in the particles, which begin where their images are centred.
+    """The plan with references found in the particles, and with the classes of those that they are made of.
 
     A run that goes on has references already, in its checkpoint ``earlier``. Where all is only to be checked the first
     particles are the references, which take as long to search.
     """
-    notes = []
+    notes, classes = [], None
 
     def report(text):
         _report_seeds(text)
@@ -388,8 +391,9 @@ def _with_seeds(plan, n_classes, earlier, call, comm):
     elif call["check"]:
         references = plan.particles.read(slice(0, n_classes))
     else:
-        references = classification.find_references(plan.particles, plan.settings, n_classes, comm, report)
-    return replace(plan, references=references, start=geometry.identity_poses(plan.stack.n_images), notes=notes)
+        references, classes = classification.find_references(plan.particles, plan.settings, n_classes, comm, report)
+    start = geometry.identity_poses(plan.stack.n_images)
+    return replace(plan, references=references, classes=classes, start=start, notes=notes)
 
 
 def _report_seeds(text):
@@ -622,13 +626,14 @@ def stopping_with(state):
 def _search_and_sum_few(plan, n_particles):
     """Do with the first particles what an iteration does with all; the seconds it took."""
     stage, few = plan.settings.stages[0], slice(0, n_particles)
-    aligner = Aligner(plan.references, stage, 0)
+    counts = np.full(len(plan.references), max(1, plan.stack.n_images // len(plan.references)))
+    aligner = Aligner(plan.references, stage, 0, counts)
     sums = average.ClassSums(len(plan.references), plan.stack.box, plan.stack.n_images, plan.settings.largest,
                              plan.particles.ctf is not None, plan.settings.move)
     began = time.perf_counter()
     images = plan.particles.read(few)
-    classes = None if plan.classes is None else plan.classes[few]
-    if stage.assignment != "best":
+    classes = np.full(n_particles, -1, np.int32) if plan.classes is None else plan.classes[few]
+    if stage.assignment in LIMITED:
         classes = aligner.peaks(images, plan.start[few]).argmax(axis=1).astype(np.int32)
     found = aligner(images, plan.start[few], classes)
     sums.add(images, found.poses, found.assign, np.arange(n_particles), plan.particles.ctf_sq(few))
@@ -739,9 +744,10 @@ def _duration(seconds):
 
 def _ways_to_keep_classes(settings):
     """Options that are not set yet."""
-    ways = [] if settings.normalize_references else ["--normalize_references"]
+    scaled = settings.normalize_references or settings.assignment == "likeliest"
+    ways = [] if scaled else ["--normalize_references"]
     ways += [] if settings.vanished == "split" else ["--vanished=split"]
-    ways += [] if settings.assignment != "best" else ["--assignment=capped"]
+    ways += [] if settings.assignment in LIMITED else ["--assignment=capped"]
     return " or ".join(ways) or "fewer references"
 
 

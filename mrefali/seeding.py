@@ -10,8 +10,8 @@ Five steps, the last three repeated:
 5. *Splitting.* A class whose members differ by more than noise is cut in two along a principal component, and its
    members are aligned to the two parts, which take its place.
 
-What tells two classes apart, and whether particles differ by more than noise, is for :mod:`mrefali.structure` to say.
-A particle's own part in an average is taken out of its score, or no particle would leave a small class.
+What tells two classes apart, and whether particles differ by more than noise, is for :mod:`mrefali.structure` to say,
+and what class is the likeliest for :mod:`mrefali.likelihood`.
 
 Averages are filtered for what tells views apart, see :mod:`mrefali.contrast`. All of this is done on small images.
 
@@ -25,8 +25,8 @@ import numpy as np
 from mrefali import average, geometry, structure
 from mrefali.contrast import Contrast, centered_average
 from mrefali.fourier import shrink_factor
-from mrefali.search import Alignments, Search, align_each, ring_spectra
-from mrefali.sharpening import sharpen, splines
+from mrefali.likelihood import Likeliest
+from mrefali.search import Search, align_each, ring_spectra
 from mrefali.structure import SMALLEST_PART, SURE, Structures
 
 #: Images are shrunk to about this box: what tells views apart is there.
@@ -41,9 +41,6 @@ NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
 #: Iterations of alignment between droppings, and of the two parts of a class, until less than this share of the
 #: particles changes class.
 FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
-
-#: Likeliest classes of a particle for which its pose is refined before one is chosen.
-REFINED = 3
 
 #: How often classes are dropped at most; they are split in between.
 ROUNDS = 5
@@ -228,30 +225,13 @@ def _settle(images, classes, contrast, search):
     """``State`` once hardly a particle changes class, or after ``MOST_ITERATIONS`` of alignment."""
     for number in range(MOST_ITERATIONS):
         before = classes
-        references = contrast.references(before.averages, before.counts)
-        assign, poses, scores = _likeliest(images, references, before.assign, search)
-        classes = State(*_averages(images, assign, poses, before.averages), assign, poses, scores)
-        if number >= FEWEST_ITERATIONS - 1 and (assign != before.assign).mean() < SETTLED:
+        likeliest = Likeliest(contrast.references(before.averages, before.counts), search)
+        found, scores = likeliest.with_scores(images, geometry.identity_poses(len(images)), before.assign)
+        classes = State(*_averages(images, found.assign, found.poses, before.averages), found.assign, found.poses,
+                        scores)
+        if number >= FEWEST_ITERATIONS - 1 and (found.assign != before.assign).mean() < SETTLED:
             break
     return classes
-
-
-def _likeliest(images, references, part_of, search):
-    """The likeliest class and continuous pose of every particle, and scores with all classes, (n_particles, n_classes).
-
-    Particles are in the averages of the classes that they are ``part_of``, see :meth:`References.fair`.
-    """
-    each, i = _align_each(images, references.images, search), np.arange(len(images))
-    every = np.arange(len(each.peak))[:, None]
-    scores = references.fair(each.peak, every, part_of)
-    # a shift that is off by half a pixel costs more than there is between views that are alike
-    ranked = np.argsort(-scores - references.prior(every, part_of), axis=0, kind="stable")
-    likely = ranked[:REFINED].astype(np.int32)
-    coefficients = splines(references.images)
-    finest = [sharpen(images, Alignments(k, each.poses[k, i], each.peak[k, i]), coefficients, search) for k in likely]
-    peaks, poses = np.stack([fine.peak for fine in finest]), np.stack([fine.poses for fine in finest])
-    best = (references.fair(peaks, likely, part_of) + references.prior(likely, part_of)).argmax(axis=0)
-    return likely[best, i], poses[best, i], scores.T
 
 
 # --- steps 4 and 5

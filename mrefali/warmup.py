@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 from mrefali import average, fourier, geometry
-from mrefali.assignment import assign_within_limits
+from mrefali.assignment import LIMITED, assign_within_limits
 from mrefali.search import Search, align, peaks_of_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
@@ -38,7 +38,9 @@ def compile_kernels(comm, assignment="best"):
             try:
                 _run_all()
                 if assignment != "best":
-                    _assign_together(assignment)
+                    peaks = _peaks()
+                if assignment in LIMITED:
+                    assign_within_limits(peaks, assignment)
             finally:
                 notice.cancel()
         comm.barrier()
@@ -53,11 +55,10 @@ def _run_all():
     fourier.transform(images, geometry.make_poses([30.0, 60.0]))
 
 
-def _assign_together(assignment):
-    """The classes of the same two, of limited size."""
+def _peaks():
+    """How the same two correlate with each of them, (2, 2) float32."""
     images, references, search = _tiny()
-    peaks = peaks_of_each(images, geometry.identity_poses(2), ring_spectra(references, search), search)
-    assign_within_limits(peaks, assignment)
+    return peaks_of_each(images, geometry.identity_poses(2), ring_spectra(references, search), search)
 
 
 def _tiny():

@@ -13,12 +13,10 @@ from test_refine import make_settings, run
 
 import mrefali
 from mrefali import assignment, cli
-from mrefali.assignment import assign_within_limits, size_limits
+from mrefali.assignment import LIMITED, assign_within_limits, size_limits
 from mrefali.errors import InputError
 from mrefali.geometry import identity_poses
 from mrefali.search import align, align_each, align_to, peaks_of_each, ring_spectra
-
-LIMITED = ("capped", "equal")
 
 
 def worth(scores, assign):

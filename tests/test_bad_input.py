@@ -375,7 +375,7 @@ WHOLE, NUMBER = "a whole number", "a finite number"
     (["--snr=-0.3"], "snr=-0.3 is not allowed: give a signal-to-noise ratio above 0"),
     (["--center=5"], r"center=5 is not allowed: give 0 \(none\), 1 \(phase centre of gravity\), -1 \(mean .*"),
     (["--vanished=lost"], "vanished=lost is not allowed: give random, split, keep, reseed"),
-    (["--assignment=fair"], "assignment=fair is not known: give best, capped, equal"),
+    (["--assignment=fair"], "assignment=fair is not known: give best, likeliest, capped, equal"),
     (["--center_limit=0"], "center_limit=0(.0)? is not allowed: give a distance in px above 0"),
     (["--function=ref_lowpass"], "function=ref_lowpass is not allowed: give .*"),
     (["--function=ref_lowpass,0.7"], "function=ref_lowpass,0.7,0.2 is not allowed: give a cutoff .*"),

@@ -51,7 +51,7 @@ def run(views, options, seed, assignment):
     return right, len(set(counts.argmax(axis=1)[counts.any(axis=1)])), n_classes
 
 
-def main(sets="", seeds=5, assignment="best"):
+def main(sets="", seeds=5, assignment="likeliest"):
     """Print the table.
 
     Parameters
