@@ -89,8 +89,9 @@ class Plan:
         Those in the headers, or given.
     assign : (n_particles,) int64 or None
         The classes in the headers; None where an image has none.
-    classes : (n_particles,) int64 or None
-        The class that each particle is refined against, where nothing is searched.
+    classes : (n_particles,) int or None
+        The class that each particle is refined against, where nothing is searched; of seeds that whose reference it is
+        part of, -1 for none.
     settings : Settings
     n_bytes : int
         Memory that this rank will take.
@@ -178,18 +179,26 @@ def prepare(stack, references, options, comm, poses=None):
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = scan_pixels(particles, *comm.share(particles.n_images))
-    with comm.agreeing():
-        sampled = options.assignment == "likeliest" and comm.is_root
-        contrast = particles.contrast(search.outer_radius) if sampled else None
+    contrast = _contrast(particles, search, mask, comm) if options.assignment == "likeliest" else None
     largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
                         options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation],
                         normalize_references=options.normalize_references, assignment=options.assignment,
-                        contrast=comm.from_root(contrast), settled=options.settled)
+                        contrast=contrast, settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), others + blocks,
                 poses)
+
+
+def _contrast(particles, search, mask, comm):
+    """The ``contrast.Contrast`` of the particles, on every rank."""
+    with comm.agreeing():
+        try:
+            contrast = particles.contrast(search.outer_radius, mask) if comm.is_root else None
+        finally:
+            comm.barrier()  # where the others wait without keeping a core busy
+    return comm.from_root(contrast)
 
 
 def _bytes_of_seeds(stack, search, options, others):

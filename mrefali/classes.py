@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrefali import average, health, reference
-from mrefali.ctf import wiener_divide
+from mrefali.ctf import LEAST_CTF_SQ, wiener_divide
 
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
 
@@ -19,9 +19,6 @@ SMALLEST_CLASS = 4
 
 #: ``reseed`` looks at so many times as many particles as a class has on average, but never at more than half of all.
 WORST = 2
-
-#: Where classes are compared, added to the mean CTF^2 of their particles, which is about 0.5 but near its zeros.
-LEAST_CTF_SQ = 0.1
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def _half_means(tally, sums):
     halves, counts = sums.halves(tally.k), np.maximum(tally.counts, 1)
     if sums.ctf_sums is None:
         return halves / counts[:, None, None]
-    # not by the snr of the run, whose Wiener term flattens a small class more than a large one
+    # added to the mean CTF^2, not by the snr of the run, whose Wiener term flattens a small class more than a large one
     return np.stack([wiener_divide(half, weight, 1 / (LEAST_CTF_SQ * count))
                      for half, weight, count in zip(halves, sums.ctf_sq(tally.k), counts, strict=True)])
 

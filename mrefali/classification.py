@@ -64,7 +64,7 @@ def find_references(particles, settings, n_classes, comm, report):
     references : (n_references, n, n) float32
         On every rank, as the other.
     classes : (n_particles,) int32
-        -1 for particles in which no seeds were looked for.
+        -1 for particles that are part of none.
     """
     with comm.agreeing():
         try:

@@ -78,7 +78,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     normalize_references : bool
         scale references to one standard deviation, so none wins by contrast
     assignment : str, best, likeliest, capped or equal
-        how a particle gets its class
+        peak, likelihood, limited size
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -174,7 +174,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     interpolation : str, quadratic or fourier
         how particles are moved into the averages
     assignment : str, best, likeliest, capped or equal
-        how a particle gets its class
+        peak, likelihood, limited size
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB

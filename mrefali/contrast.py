@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 
 from mrefali import geometry
+from mrefali.ctf import LEAST_CTF_SQ
 from mrefali.errors import InputError
 from mrefali.fourier import half_spectrum
 from mrefali.reference import fourier_shift
@@ -17,8 +18,10 @@ from mrefali.reference import fourier_shift
 #: Width in px of the soft edge within which images are compared.
 EDGE = 3.0
 
-#: Least mean CTF^2 that is reckoned with: that of 10 % amplitude contrast at frequency 0.
-LEAST_CTF_SQ = 0.01
+
+#: A pose has three parameters, and by fitting them noise alone is half as many times e times as likely (Wilks). A
+#: particle's own part in an average holds its pose where it is, so that a fair score lacks this.
+FITTED = 1.5
 
 
 class Contrast:
@@ -33,18 +36,21 @@ class Contrast:
     ----------
     images : iterable of (n, n) float32
     radius : float, px
-    ctf_sq : (n_radii,) float64, optional
-        Mean CTF^2 at Fourier pixels 0, 1, 2, ... of particles that are multiplied by their CTF.
+    mask : (n, n) float32, optional
+        Within which averages are.
+    ctf_sq : (n_images, n_radii) float64, optional
+        CTF^2 at Fourier pixels 0, 1, 2, ... of images that are multiplied by their CTF.
     snr : float
         Of the Wiener term, with which the averages of these are divided, see :func:`mrefali.ctf.wiener_divide`.
     """
 
-    def __init__(self, images, radius, ctf_sq=None, snr=np.inf):
+    def __init__(self, images, radius, mask=None, ctf_sq=None, snr=np.inf):
         images = iter(images)
         first = next(images)
         n = len(first)
         y, x = np.indices((n, n)) - n // 2
         self.edge = np.clip((radius + EDGE - np.hypot(x, y)) / EDGE, 0, 1).astype(np.float32)
+        self._window = self.edge if mask is None else self.edge * mask
         self.disc = geometry.disc(n, radius)
         frequency, self._times = half_spectrum(n)
         self._ring = np.minimum(np.rint(frequency).astype(int), n // 2)
@@ -61,28 +67,36 @@ class Contrast:
                              "at high frequencies: they seem to be noise alone")
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         self._level = noise[self._ring]
-        self._snr, self._ctf_sq = snr, 1.0 if ctf_sq is None else np.maximum(ctf_sq[self._ring], LEAST_CTF_SQ)
+        self._snr, self._ctf_sq, self._ctf_varies = snr, 1.0, 1.0
+        if ctf_sq is not None:
+            mean = np.maximum(ctf_sq.mean(axis=0), LEAST_CTF_SQ)
+            self._ctf_sq = mean[self._ring]
+            self._ctf_varies = np.maximum((ctf_sq**2).mean(axis=0) / mean**2, 1)[self._ring]
         # what a coefficient of a filtered particle adds to its product with itself over the disc
         self._own = own[self._ring] * self._times
 
     def _ring_powers(self, images):
-        """Mean over a ring of what a Fourier coefficient of the images has, and a pixel of them adds, in power.
+        """Means over the rings of Fourier space, (n_rings,) each.
 
-        Of the power within the edge, of that of the noise outside it, (n_rings,) each; and of the product of that
-        within the edge with that over the disc besides, of all pixels.
+        Returns
+        -------
+        power, noise
+            Power of a coefficient within the window, and outside the edge, for each pixel there.
+        own
+            Product of a coefficient within the window with that within the window and the disc.
         """
-        outside, inside = 1 - self.edge, self.edge * self.disc
+        outside, inside = 1 - self.edge, self._window * self.disc
         sums, n_images = np.zeros((3, *self._ring.shape)), 0
         for image in images:  # spectra of all together would be several copies of them
             level = (image * outside).sum(dtype=np.float64) / outside.sum(dtype=np.float64)
-            whole = scipy.fft.rfft2(image * self.edge)
+            whole = scipy.fft.rfft2(image * self._window)
             sums[0] += np.abs(whole)**2
             sums[1] += np.abs(scipy.fft.rfft2((image - np.float32(level)) * outside))**2
             sums[2] += (whole.conj() * scipy.fft.rfft2(image * inside)).real
             n_images += 1
         n_coefficients = np.bincount(self._ring.ravel())
         power, noise, own = (np.bincount(self._ring.ravel(), s.ravel()) / n_coefficients / n_images for s in sums)
-        return power / (self.edge**2).sum(), noise / (outside**2).sum(), own
+        return power / (self._window**2).sum(), noise / (outside**2).sum(), own
 
     def filter(self, count):
         """Factors of the half spectrum of an average of so many particles."""
@@ -97,13 +111,13 @@ class Contrast:
         return filtered
 
     def references(self, averages, counts):
-        """``References`` of averages, (n_classes, n, n) and (n_classes,), smoothed or filtered as they may be."""
+        """``References`` of averages (n_classes, n, n) of ``counts`` particles, 0 of none, filtered as they may be."""
         images, (own, growth, unit) = np.empty(averages.shape, np.float32), np.empty((3, len(averages)))
         n_pixels = averages[0].size
         for k, count in enumerate(np.maximum(counts, 1)):
-            factors, within = self.filter(count), averages[k] * self.edge
+            factors, within = self.filter(count), averages[k] * self._window
             left = factors * self._left(within, count)
-            image = _filtered(within, factors) * self.edge
+            image = _filtered(within, factors) * self._window
             image -= image[self.disc].mean()
             variance = (image[self.disc]**2).mean()
             images[k] = image / np.sqrt(variance)
@@ -115,14 +129,14 @@ class Contrast:
         return References(images, counts, own, growth, float(np.average(unit, weights=counts)))
 
     def _left(self, within, count):
-        """How much of its amplitude moving and filtering have left of an average ``within`` the edge, at most 1.
+        """How much of its amplitude moving and filtering have left of an average ``within`` the window, at most 1.
 
         By its power, in each ring: that of particles, which it would have, is known.
         """
         ring = self._ring.ravel()
         power = np.bincount(ring, np.abs(scipy.fft.rfft2(within)).ravel()**2) / np.bincount(ring)
-        expected = self._level * (self._ctf_sq * self.ratio[self._ring] + 1 / count) / self._divisor(count)**2
-        expected = np.bincount(ring, expected.ravel()) / np.bincount(ring) * (self.edge**2).sum()
+        expected = self._level * (self.ratio[self._ring] / self._ctf_varies + 1 / count) / self._divisor(count)**2
+        expected = np.bincount(ring, expected.ravel()) / np.bincount(ring) * (self._window**2).sum()
         return np.sqrt(np.minimum(power / expected, 1))[self._ring]
 
     def _divisor(self, count):
@@ -199,7 +213,7 @@ class References:
         """
         own, m = classes == part_of, self.counts[classes]
         without = (m * scores - self.own[classes]) / np.maximum(m - 1, 1) / self.growth[classes]
-        return np.where(m - own > 0, np.where(own, without, scores), -np.inf)
+        return np.where(m - own > 0, np.where(own, without + FITTED * self.unit, scores), -np.inf)
 
     def prior(self, classes, part_of):
         """What to add to :meth:`fair` scores, as a larger class is as much more likely.

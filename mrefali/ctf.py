@@ -25,6 +25,9 @@ LIMITS = {"defocus_um": (-100, 100), "dfdiff_um": (-100, 100), "dfang_deg": (-36
           "ampcont_percent": (0, 100), "voltage_kV": (10, 3000), "cs_mm": (-100, 100), "pixel_size_A": (0.01, 1000),
           "phase_shift_deg": (-360, 360)}
 
+#: Mean CTF^2 of particles below which little is known of them; it is about 0.5, but at zeros that all have in common.
+LEAST_CTF_SQ = 0.1
+
 #: Kernels of ``CtfKernels`` held at most.
 KERNEL_BYTES = 64 << 20
 

@@ -17,9 +17,11 @@ from mrefali.sharpening import sharpen, splines
 #: Likeliest classes of a particle for which its pose is refined before one is chosen.
 REFINED = 3
 
-#: Pairs of particle and class of which the poses are held at a time, bytes that a pair takes, and that a pixel of an
-#: average takes, filtered and prepared. Measured.
-PAIRS_AT_ONCE, PAIR_BYTES, PIXEL_BYTES = 1 << 16, 240, 48
+#: Pairs of particle and class of which the poses are held at a time.
+PAIRS_AT_ONCE = 1 << 16
+
+#: Memory that a pair takes, and a pixel of an average, filtered and prepared. Measured.
+PAIR_BYTES, PIXEL_BYTES = 240, 48
 
 
 def bytes_needed(n_classes, box):

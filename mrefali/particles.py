@@ -14,7 +14,7 @@ from mrefali.ctf import CtfKernels, ctf_sq, premultiply
 from mrefali.memory import BLOCK_BYTES
 
 #: Particles of which the contrast of all is taken, at most.
-SAMPLED = 500
+CONTRAST_PARTICLES = 500
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class Particles:
             premultiply(images, self.ctf.parameters[indices], self.ctf.applied[indices], self._kernels)
         return images
 
-    def contrast(self, radius):
-        """The ``contrast.Contrast`` within ``radius`` px of some particles, evenly spaced among all."""
-        some = np.unique(np.linspace(0, self.n_images - 1, SAMPLED).astype(int))
+    def contrast(self, radius, mask=None):
+        """The ``contrast.Contrast`` of some particles, evenly spaced among all."""
+        some = np.unique(np.linspace(0, self.n_images - 1, CONTRAST_PARTICLES).astype(int))
         pieces = (some[first:first + self.block_size] for first in range(0, len(some), self.block_size))
         images = (image for piece in pieces for image in self.read(piece))
         if self.ctf is None:
-            return Contrast(images, radius)
-        return Contrast(images, radius, self.ctf_sq(some).mean(axis=0), self.ctf.snr)
+            return Contrast(images, radius, mask)
+        return Contrast(images, radius, mask, self.ctf_sq(some), self.ctf.snr)
 
     def ctf_sq(self, indices):
         """Weights of the Wiener division, (n_indices, n_radii) float64; None without CTF."""

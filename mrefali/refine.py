@@ -182,7 +182,7 @@ def first_average(particles, poses, settings, comm):
 
 
 def first_state(references, poses, settings, classes=None):
-    """The ``State`` before the first iteration; ``classes`` (n_particles,) are those that particles are in, if any."""
+    """The ``State`` before the first iteration; ``classes`` (n_particles,) say which reference each is part of."""
     assign = np.full(len(poses), -1, np.int32) if classes is None else classes.astype(np.int32)
     return State(-1, references, poses, assign, -np.inf, random.Random(settings.rand_seed).getstate())
 
@@ -304,6 +304,11 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
     return found, sums
 
 
+def mean_class_size(n_particles, n_references):
+    """As an average of how many particles a reference counts of which that is not known."""
+    return max(SMALLEST_CLASS, n_particles // n_references)
+
+
 def _averaged(assign, n_references, n_particles, comm):
     """How many particles each reference is the average of, and which of these particles are in which.
 
@@ -322,8 +327,8 @@ def _averaged(assign, n_references, n_particles, comm):
     """
     counts = sum(comm.all_values(np.bincount(assign[assign >= 0], minlength=n_references)))
     known = counts >= SMALLEST_CLASS
-    mean = max(SMALLEST_CLASS, n_particles // n_references)
-    return np.where(known, counts, mean), np.where((assign >= 0) & known[assign], assign, np.int32(-1))
+    counts = np.where(known, counts, mean_class_size(n_particles, n_references))
+    return counts, np.where((assign >= 0) & known[assign], assign, np.int32(-1))
 
 
 def _references_and_shifts(classes):

@@ -25,7 +25,7 @@ from mrefali.findings import class_health
 from mrefali.io import ArrayStack, check_new_file, check_room, hold, open_stack, write_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
-from mrefali.refine import Iteration, first_average, first_state, refine
+from mrefali.refine import Iteration, first_average, first_state, mean_class_size, refine
 from mrefali.results import Run, require_pictures
 from mrefali.search import whole_steps
 
@@ -626,7 +626,7 @@ def stopping_with(state):
 def _search_and_sum_few(plan, n_particles):
     """Do with the first particles what an iteration does with all; the seconds it took."""
     stage, few = plan.settings.stages[0], slice(0, n_particles)
-    counts = np.full(len(plan.references), max(1, plan.stack.n_images // len(plan.references)))
+    counts = np.full(len(plan.references), mean_class_size(plan.stack.n_images, len(plan.references)))
     aligner = Aligner(plan.references, stage, 0, counts)
     sums = average.ClassSums(len(plan.references), plan.stack.box, plan.stack.n_images, plan.settings.largest,
                              plan.particles.ctf is not None, plan.settings.move)
