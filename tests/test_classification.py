@@ -12,7 +12,7 @@ import mrefali
 from mrefali import cli, structure
 from mrefali.accuracy import compare
 from mrefali.classification import bytes_needed
-from mrefali.errors import InputError
+from mrefali.errors import InputError, RunFailed
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
 from mrefali.seeding import PAIR_BYTES, Seeds, search_of
@@ -99,6 +99,28 @@ def test_resuming_gives_the_bits_of_a_run_that_went_on(tmp_path, monkeypatch):
         averages = open_stack(out + "/multi_ref.hdf")
         made.append(averages.read(0, averages.n_images))
     np.testing.assert_array_equal(*made)
+
+
+@pytest.mark.jit_only
+def test_a_run_that_ended_before_its_first_iteration_goes_on_from_its_seeds(tmp_path, monkeypatch):
+    """Which particles are in which reference counts in that iteration, and is known no more but from the checkpoint."""
+    made = []
+    for name in ("whole", "ended"):
+        (tmp_path / name).mkdir()
+        stack, out = write(tmp_path / name, n=60), str(tmp_path / name / "out")
+        if name == "ended":
+            with monkeypatch.context() as patch:
+                patch.setattr("mrefali.run.refine", no_disk)
+                with pytest.raises(RunFailed, match="0 of 1 iterations are finished"):
+                    mrefali.classify(stack, out, K=2, maxit=1, quiet=True)
+            monkeypatch.setattr("mrefali.classification.find_references", None)
+        mrefali.classify(stack, out, K=2, maxit=1, quiet=True, resume=name == "ended")
+        made.append((tmp_path / name / "out" / "poses.csv").read_text())
+    assert made[0] == made[1]
+
+
+def no_disk(*arguments):
+    raise OSError("the disk is gone")
 
 
 @pytest.mark.jit_only
@@ -216,10 +238,7 @@ def test_particles_of_a_star_with_a_ctf_are_classified_without_mirrors(tmp_path)
 
 @pytest.mark.jit_only
 def test_what_fails_while_seeds_are_found_leaves_nothing(tmp_path, capsys, monkeypatch):
-    def fail(*arguments):
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr("mrefali.classification.find_seeds", fail)
+    monkeypatch.setattr("mrefali.classification.find_seeds", no_disk)
     assert cli.main(["classify", write(tmp_path), str(tmp_path / "out"), "--K=2"]) == 2
     assert "the disk is gone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
