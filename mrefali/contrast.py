@@ -18,7 +18,6 @@ from mrefali.reference import fourier_shift
 #: Width in px of the soft edge within which images are compared.
 EDGE = 3.0
 
-
 #: A pose has three parameters, and by fitting them noise alone is half as many times e times as likely (Wilks). A
 #: particle's own part in an average holds its pose where it is, so that a fair score lacks this.
 FITTED = 1.5
