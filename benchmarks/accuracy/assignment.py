@@ -55,7 +55,8 @@ def run(simulated, seed, options):
     return (view_of_class[assign] == truth).mean(), found, counts.sum(axis=1), seconds
 
 
-def main(sets=(0, 1), assignment=("best", "capped", "equal"), normalized=(False, True), vanished=VANISHED, seeds=2):
+def main(sets=(0, 1), assignment=("best", "likeliest", "capped", "equal"), normalized=(False, True), vanished=VANISHED,
+         seeds=2):
     """Print the table.
 
     Parameters
