@@ -179,7 +179,9 @@ def prepare(stack, references, options, comm, poses=None):
         particles = Particles(stack, mask != 0, of_stack, block_bytes)
     with comm.agreeing():
         largest = scan_pixels(particles, *comm.share(particles.n_images))
-    contrast = _contrast(particles, search, mask, comm) if options.assignment == "likeliest" else None
+    contrast = None
+    if options.assignment == "likeliest":
+        contrast = comm.made_by_root(lambda: particles.contrast(search.outer_radius, mask))
     largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
     settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
                         largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
@@ -189,16 +191,6 @@ def prepare(stack, references, options, comm, poses=None):
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
     return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), others + blocks,
                 poses)
-
-
-def _contrast(particles, search, mask, comm):
-    """The ``contrast.Contrast`` of the particles, on every rank."""
-    with comm.agreeing():
-        try:
-            contrast = particles.contrast(search.outer_radius, mask) if comm.is_root else None
-        finally:
-            comm.barrier()  # where the others wait without keeping a core busy
-    return comm.from_root(contrast)
 
 
 def _bytes_of_seeds(stack, search, options, others):

@@ -66,12 +66,7 @@ def find_references(particles, settings, n_classes, comm, report):
     classes : (n_particles,) int32
         -1 for particles that are part of none.
     """
-    with comm.agreeing():
-        try:
-            found = _find(particles, settings, n_classes, report) if comm.is_root else None
-        finally:
-            comm.barrier()  # where the others wait without keeping a core busy
-    return comm.from_root(found)
+    return comm.made_by_root(lambda: _find(particles, settings, n_classes, report))
 
 
 def _find(particles, settings, n_classes, report):

@@ -69,6 +69,18 @@ class Serial:
     def barrier(self):
         """Wait until every rank is here."""
 
+    def made_by_root(self, make):
+        """What ``make()`` returns at the root, on every rank; what it refuses, all refuse.
+
+        It may take long: the others wait without keeping a core busy.
+        """
+        with self.agreeing():
+            try:
+                made = make() if self.is_root else None
+            finally:
+                self.barrier()
+        return self.from_root(made)
+
     def cores(self):
         """Cores that this process may use, and the number of ranks of this machine that share just these."""
         return len(os.sched_getaffinity(0)), 1

@@ -1,4 +1,4 @@
-"""Classes of limited size: the best of all assignments, on arrays, in a run, and for any number of ranks."""
+"""Classes of limited size: the best of all assignments, on arrays and in a run; and ranks and resuming of any kind."""
 
 import naive
 import numpy as np
@@ -193,7 +193,9 @@ def _in_blocks(stack, inside, block):
 @pytest.mark.parametrize(("ranks", "kind", "words"), [
     (2, "equal", ["--CTF", "--maxit=2"]),
     (3, "equal", ["--subpixel", "--normalize_references", "--lowpass=0.2", "--maxit=3"]),
-    (2, "capped", ["--vanished=reseed", "--maxit=3"]), (3, "capped", ["--vanished=reseed", "--maxit=0"])])
+    (2, "capped", ["--vanished=reseed", "--maxit=3"]), (3, "capped", ["--vanished=reseed", "--maxit=0"]),
+    (2, "likeliest", ["--CTF", "--subpixel", "--maxit=3"]),
+    (3, "likeliest", ["--vanished=reseed", "--lowpass=0.2", "--maxit=3"])])
 def test_ranks_assign_as_one_process_does(tmp_path, ranks, kind, words):
     folders = tmp_path / "one", tmp_path / "many"
     one, many = ((*write(folder), str(folder / "out")) for folder in folders)
@@ -212,9 +214,10 @@ def write(folder):
     return stack, refs
 
 
-def test_a_run_goes_on_as_if_it_had_never_ended(tmp_path):
+@pytest.mark.parametrize("kind", ["equal", "likeliest"])
+def test_a_run_goes_on_as_if_it_had_never_ended(tmp_path, kind):
     whole, ended = tmp_path / "whole", tmp_path / "ended"
-    words = [*small.WORDS, "--assignment=equal", "--quiet"]
+    words = [*small.WORDS, f"--assignment={kind}", "--quiet"]
     for folder, maxits in ((whole, [3]), (ended, [1, 3])):
         files = [*write(folder), str(folder / "out")]
         for i, maxit in enumerate(maxits):

@@ -4,13 +4,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import small
 from class_particles import BOX, RADIUS, particles
 from conftest import JIT
-from test_mpi import MPIEXEC, launch, same_files
 
 import mrefali
-from mrefali import average, cli, likelihood
+from mrefali import average, likelihood
 from mrefali.contrast import Contrast
 from mrefali.errors import InputError
 from mrefali.geometry import identity_poses
@@ -192,35 +190,3 @@ def test_a_stage_that_ends_when_classes_settle_has_two_iterations_at_least():
     of_all, settings = settings_of(images, maxit=0, settled=1.0)
     state = first_state(made.views, made.poses, settings, made.classes)
     assert len(list(refine(of_all, made.views, made.poses, settings, SERIAL, state))) == 2
-
-
-@pytest.mark.jit_only
-@pytest.mark.skipif(not MPIEXEC.exists(), reason="needs pip install 'mrefali[mpi]'")
-@pytest.mark.parametrize(("ranks", "words"), [
-    (2, ["--CTF", "--subpixel"]), (3, ["--vanished=reseed", "--lowpass=0.2"])])
-def test_ranks_send_particles_as_one_process_does(tmp_path, ranks, words):
-    folders = tmp_path / "one", tmp_path / "many"
-    one, many = ((*write(folder), str(folder / "out")) for folder in folders)
-    words = [*small.WORDS, "--assignment=likeliest", "--maxit=3", *words]
-    assert launch(*many, *words, "--MPI", "--threads=1", ranks=ranks).returncode == 0
-    assert cli.main(["mref_ali2d", *one, *words]) == 0
-    same_files(*folders)
-
-
-def write(folder):
-    """The small job with a third reference that few particles are like."""
-    folder.mkdir()
-    stack, refs = small.write(folder)
-    views = small.references()
-    mrefali.write_stack(refs, np.stack([*views, views[0, ::-1] - views[1]]))
-    return stack, refs
-
-
-def test_a_run_goes_on_as_if_it_had_never_ended(tmp_path):
-    whole, ended = tmp_path / "whole", tmp_path / "ended"
-    words = [*small.WORDS, "--assignment=likeliest", "--quiet"]
-    for folder, maxits in ((whole, [3]), (ended, [1, 3])):
-        files = [*write(folder), str(folder / "out")]
-        for i, maxit in enumerate(maxits):
-            assert cli.main(["mref_ali2d", *files, *words, f"--maxit={maxit}", *["--resume"] * i]) == 0
-    same_files(whole, ended)
