@@ -245,7 +245,7 @@ def _worth(scores):
 
 def _needed(state, most, structures):
     """The classes, ``most`` of them at most, without those that nothing tells from another one."""
-    kept = np.arange(len(state.counts))
+    kept = np.flatnonzero(state.counts)
     while len(kept) > 1:
         # particles of classes that were dropped go where they fit best
         best = kept[state.scores[:, kept].argmax(axis=1)]

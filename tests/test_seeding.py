@@ -10,6 +10,7 @@ from mrefali.average import transform
 from mrefali.contrast import Contrast
 from mrefali.seeding import (
     Classes,
+    State,
     _align_each,
     _choose,
     _needed,
@@ -68,6 +69,19 @@ def test_a_twentieth_of_the_particles_is_told_from_the_rest_whatever_was_asked_b
     members = np.flatnonzero(state.assign == 0)
     structures.of(members, len(members), state.averages[0], state.counts[0])
     assert sorted(_needed(state, 2, structures)) == [0, 1]
+
+
+@pytest.mark.jit_only
+def test_an_empty_class_is_not_kept_although_particles_of_others_would_fit_it():
+    images, made = particles(n=90, views=2)
+    assign = made.classes.copy()
+    assign[np.flatnonzero(assign == 0)[:3]] = 2  # of so few no class can be made
+    state, _, _, structures = settled(images, made, assign, 3)
+    counts = np.bincount(assign, minlength=4)
+    scores = np.concatenate([state.scores, state.scores[:, :1] + 1], axis=1)  # like the first class, and better
+    averages = np.concatenate([state.averages, state.averages[:1]])
+    with_empty = State(averages, counts, assign.astype(np.int32), state.poses, scores)
+    assert sorted(_needed(with_empty, 4, structures)) == [0, 1]
 
 
 @pytest.mark.jit_only
