@@ -17,7 +17,7 @@ from mrefali.seeding import coarse_search, find_seeds, search_of
 PARTICLES_A_CLASS = 100
 
 #: Particles and references that are timed for an estimate, and how many times as long as to align all first references
-#: once it takes to find seeds: measured, 18 with 4 classes, 12 and 16 with 8, and 8 with 16.
+#: once it takes to find seeds: measured, 15 with 4 classes, 10 and 18 with 8, and 9 with 16.
 TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 12
 
 

@@ -42,6 +42,12 @@ NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
 #: particles changes class.
 FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 
+#: Iterations of the first classes, of which several are one view: they exchange particles for long, to no purpose.
+FIRST_ITERATIONS = 4
+
+#: Iterations that search all shifts; those after them search so many px about the shifts that were found.
+WIDE_ITERATIONS, NEAR = 2, 1.0
+
 #: How often classes are dropped at most; they are split in between.
 ROUNDS = 5
 
@@ -109,7 +115,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     classes = _first_classes(images, n_classes, contrast, search, rng)
     structures, already_cut = Structures(images, contrast, search, rng), []
     for number in range(1, ROUNDS + 1):
-        state = _settle(images, classes, contrast, search)
+        state = _settle(images, classes, contrast, search, FIRST_ITERATIONS if number == 1 else MOST_ITERATIONS)
         kept = _needed(state, n_classes, structures)
         if len(kept) < len(state.counts):
             state = _settle(images, state.only(kept), contrast, search)
@@ -221,17 +227,33 @@ def _averages(images, assign, poses, before):
     return averages, counts
 
 
-def _settle(images, classes, contrast, search):
-    """``State`` once hardly a particle changes class, or after ``MOST_ITERATIONS`` of alignment."""
-    for number in range(MOST_ITERATIONS):
+def _settle(images, classes, contrast, search, most=MOST_ITERATIONS):
+    """``State`` once hardly a particle changes class, or after ``most`` iterations of alignment."""
+    starts, near = geometry.identity_poses(len(images)), _near(search)
+    for number in range(most):
         before = classes
-        likeliest = Likeliest(contrast.references(before.averages, before.counts), search)
-        found, scores = likeliest.with_scores(images, geometry.identity_poses(len(images)), before.assign)
+        if number >= WIDE_ITERATIONS:
+            starts = _starts(before.poses, search)
+        likeliest = Likeliest(contrast.references(before.averages, before.counts),
+                              search if number < WIDE_ITERATIONS else near)
+        found, scores = likeliest.with_scores(images, starts, before.assign)
         classes = State(*_averages(images, found.assign, found.poses, before.averages), found.assign, found.poses,
                         scores)
         if number >= FEWEST_ITERATIONS - 1 and (found.assign != before.assign).mean() < SETTLED:
             break
     return classes
+
+
+def _near(search):
+    """The ``Search`` of shifts about those that were found."""
+    return replace(search, xr=min(NEAR, search.xr), yr=min(NEAR, search.yr))
+
+
+def _starts(poses, search):
+    """The shifts of ``poses``, moved inwards where a near search about them would leave ``search``."""
+    near, shifts = _near(search), geometry.inverse_shift(poses)
+    room = np.array([search.xr - near.xr, search.yr - near.yr])
+    return geometry.make_poses(0.0, *-shifts.clip(-room, room).T)
 
 
 # --- steps 4 and 5

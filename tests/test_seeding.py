@@ -8,14 +8,17 @@ from class_particles import BOX, RADIUS, particles
 
 from mrefali.average import transform
 from mrefali.contrast import Contrast
+from mrefali.geometry import compose, inverse_shift, invert, make_poses
 from mrefali.seeding import (
     Classes,
     State,
     _align_each,
     _choose,
+    _near,
     _needed,
     _settle,
     _split,
+    _starts,
     _worth,
     find_seeds,
     search_of,
@@ -23,9 +26,9 @@ from mrefali.seeding import (
 from mrefali.structure import Structures
 
 
-def settled(images, made, assign, n_classes):
+def settled(images, made, assign, n_classes, half_range=1):
     """State from averages of classes given by ``assign``, and the rest of what says which are needed."""
-    moved, search = transform(images, made.poses), search_of(BOX, RADIUS, 1)[0]
+    moved, search = transform(images, made.poses), search_of(BOX, RADIUS, half_range)[0]
     contrast = Contrast(images, RADIUS)
     averages = np.stack([moved[assign == k].mean(axis=0) for k in range(n_classes)])
     state = _settle(images, Classes(averages, np.bincount(assign), assign), contrast, search)
@@ -115,6 +118,32 @@ def test_a_class_of_one_view_and_some_of_another_is_left_to_the_other(seed):
     np.add.at(counts, (state.assign, made.classes), 1)
     assert counts[1, 1] >= 18  # of 20
     assert counts[1, 0] <= 10  # of 200
+
+
+@pytest.mark.parametrize(("half_range", "start"), [(3.0, (1.5, -2.0)), (1.5, (0.5, -0.5)), (0.5, (0.0, 0.0))])
+def test_a_near_search_does_not_leave_the_range(half_range, start):
+    # that is centred at 1.5 px in x and -2.8 in y in the particle, a px to either side where the range has that much
+    search = search_of(BOX, RADIUS, half_range)[0]
+    poses = invert(make_poses([0.0], 1.5, -2.8))
+    poses = compose(poses, make_poses([30.0], 0.0, 0.0, 1))
+    near = _near(search)
+    np.testing.assert_allclose(inverse_shift(_starts(poses, search)), [start], atol=1e-6)
+    assert near.xr == near.yr == min(1.0, half_range)
+
+
+@pytest.mark.jit_only
+def test_what_is_found_near_is_what_is_found_by_a_whole_search(monkeypatch):
+    images, made = particles(n=150, max_shift=3.0)
+    both = []
+    for wide in (2, 10):
+        monkeypatch.setattr("mrefali.seeding.WIDE_ITERATIONS", wide)
+        both.append(settled(images, made, made.classes, 3, half_range=3)[0])
+    near, whole = both
+    np.testing.assert_array_equal(near.assign, whole.assign)
+    apart = np.hypot(*(inverse_shift(near.poses) - inverse_shift(whole.poses)).T)
+    assert (apart < 0.1).mean() > 0.97
+    # and they did move: beyond the near search
+    assert (np.abs(inverse_shift(near.poses)) > 1.5).any(axis=1).mean() > 0.5
 
 
 @pytest.mark.jit_only
