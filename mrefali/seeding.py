@@ -42,10 +42,11 @@ NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
 #: particles changes class.
 FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 
-#: Iterations of the first classes, of which several are one view: they exchange particles for long, to no purpose.
+#: Iterations of the first classes at most, of which several are one view: they would exchange particles for long.
 FIRST_ITERATIONS = 4
 
-#: Iterations that search all shifts; those after them search so many px about the shifts that were found.
+#: Iterations, 1 at least, that search all shifts whenever classes have changed; those after them search so many px
+#: about the shifts that were found.
 WIDE_ITERATIONS, NEAR = 2, 1.0
 
 #: How often classes are dropped at most; they are split in between.
@@ -165,7 +166,8 @@ class State(Classes):
     poses : (n_particles,) geometry.POSE
         Of the particles in the averages.
     scores : (n_particles, n_classes) float64
-        With the averages of the iteration before, see :meth:`mrefali.contrast.References.fair`; of the grid search.
+        With the averages of the iteration before, see :meth:`mrefali.contrast.References.fair`; of the grid search,
+        which may stand about the shift found for ``assign``.
     """
 
     poses: np.ndarray
@@ -229,13 +231,14 @@ def _averages(images, assign, poses, before):
 
 def _settle(images, classes, contrast, search, most=MOST_ITERATIONS):
     """``State`` once hardly a particle changes class, or after ``most`` iterations of alignment."""
-    starts, near = geometry.identity_poses(len(images)), _near(search)
+    near = _near_search(search)
     for number in range(most):
         before = classes
-        if number >= WIDE_ITERATIONS:
-            starts = _starts(before.poses, search)
-        likeliest = Likeliest(contrast.references(before.averages, before.counts),
-                              search if number < WIDE_ITERATIONS else near)
+        if number < WIDE_ITERATIONS:
+            within, starts = search, geometry.identity_poses(len(images))
+        else:  # averages were centred anew since, by a few tenths of a px at most
+            within, starts = near, _starts(before.poses, search, near)
+        likeliest = Likeliest(contrast.references(before.averages, before.counts), within)
         found, scores = likeliest.with_scores(images, starts, before.assign)
         classes = State(*_averages(images, found.assign, found.poses, before.averages), found.assign, found.poses,
                         scores)
@@ -244,16 +247,16 @@ def _settle(images, classes, contrast, search, most=MOST_ITERATIONS):
     return classes
 
 
-def _near(search):
-    """The ``Search`` of shifts about those that were found."""
+def _near_search(search):
+    """The ``Search`` about shifts that were found."""
     return replace(search, xr=min(NEAR, search.xr), yr=min(NEAR, search.yr))
 
 
-def _starts(poses, search):
-    """The shifts of ``poses``, moved inwards where a near search about them would leave ``search``."""
-    near, shifts = _near(search), geometry.inverse_shift(poses)
-    room = np.array([search.xr - near.xr, search.yr - near.yr])
-    return geometry.make_poses(0.0, *-shifts.clip(-room, room).T)
+def _starts(poses, search, near):
+    """The shifts of ``poses``, moved inwards where ``near`` about them would leave ``search`` or the disc the image."""
+    left, right = geometry.search_range(np.array([search.xr, search.yr]), np.zeros(2), search.box, search.outer_radius)
+    room = np.maximum(np.minimum(left, right) - [near.xr, near.yr], 0)
+    return geometry.make_poses(0.0, *-geometry.inverse_shift(poses).clip(-room, room).T)
 
 
 # --- steps 4 and 5

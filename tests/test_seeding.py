@@ -1,6 +1,7 @@
 """Classes of unaligned particles: the parts by themselves, then whole against known truth."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ from class_particles import BOX, RADIUS, particles
 from mrefali.average import transform
 from mrefali.contrast import Contrast
 from mrefali.geometry import compose, inverse_shift, invert, make_poses
+from mrefali.likelihood import Likeliest
+from mrefali.search import start_centres
 from mrefali.seeding import (
+    FIRST_ITERATIONS,
+    MOST_ITERATIONS,
     Classes,
     State,
     _align_each,
     _choose,
-    _near,
+    _near_search,
     _needed,
     _settle,
     _split,
@@ -26,12 +31,12 @@ from mrefali.seeding import (
 from mrefali.structure import Structures
 
 
-def settled(images, made, assign, n_classes, half_range=1):
+def settled(images, made, assign, n_classes, half_range=1, most=MOST_ITERATIONS):
     """State from averages of classes given by ``assign``, and the rest of what says which are needed."""
     moved, search = transform(images, made.poses), search_of(BOX, RADIUS, half_range)[0]
     contrast = Contrast(images, RADIUS)
     averages = np.stack([moved[assign == k].mean(axis=0) for k in range(n_classes)])
-    state = _settle(images, Classes(averages, np.bincount(assign), assign), contrast, search)
+    state = _settle(images, Classes(averages, np.bincount(assign), assign), contrast, search, most)
     structures = Structures(images, contrast, search, np.random.default_rng(1))
     return state, contrast, search, structures
 
@@ -78,7 +83,7 @@ def test_a_twentieth_of_the_particles_is_told_from_the_rest_whatever_was_asked_b
 def test_an_empty_class_is_not_kept_although_particles_of_others_would_fit_it():
     images, made = particles(n=90, views=2)
     assign = made.classes.copy()
-    assign[np.flatnonzero(assign == 0)[:3]] = 2  # of so few no class can be made
+    assign[np.flatnonzero(assign == 0)[:3]] = 2  # fewer than SMALLEST_PART: dropped
     state, _, _, structures = settled(images, made, assign, 3)
     counts = np.bincount(assign, minlength=4)
     scores = np.concatenate([state.scores, state.scores[:, :1] + 1], axis=1)  # like the first class, and better
@@ -120,30 +125,63 @@ def test_a_class_of_one_view_and_some_of_another_is_left_to_the_other(seed):
     assert counts[1, 0] <= 10  # of 200
 
 
-@pytest.mark.parametrize(("half_range", "start"), [(3.0, (1.5, -2.0)), (1.5, (0.5, -0.5)), (0.5, (0.0, 0.0))])
-def test_a_near_search_does_not_leave_the_range(half_range, start):
-    # that is centred at 1.5 px in x and -2.8 in y in the particle, a px to either side where the range has that much
-    search = search_of(BOX, RADIUS, half_range)[0]
-    poses = invert(make_poses([0.0], 1.5, -2.8))
-    poses = compose(poses, make_poses([30.0], 0.0, 0.0, 1))
-    near = _near(search)
-    np.testing.assert_allclose(inverse_shift(_starts(poses, search)), [start], atol=1e-6)
+@pytest.mark.parametrize(("half_range", "radius", "start"), [
+    (3.0, 12, (1.5, -2.0)), (1.5, 12, (0.5, -0.5)), (0.5, 12, (0.0, 0.0)),
+    (4.0, 12, (1.5, -2.0)), (6.0, 13, (1.0, -1.0)), (6.0, 14, (0.0, 0.0)),  # where the disc leaves 3, 2 and 1 px
+])
+def test_a_near_search_stays_within_the_range_and_the_disc_within_the_image(half_range, radius, start):
+    # a particle whose centre was found at 1.5 px in x and -2.8 px in y, turned and mirrored
+    poses = compose(invert(make_poses([0.0], 1.5, -2.8)), make_poses([30.0], 0.0, 0.0, 1))
+    search = replace(search_of(BOX, radius, 1)[0], xr=half_range, yr=half_range)
+    near = _near_search(search)
     assert near.xr == near.yr == min(1.0, half_range)
+    starts = _starts(poses, search, near)
+    np.testing.assert_allclose(inverse_shift(starts), [start], atol=1e-6)
+    np.testing.assert_allclose(start_centres(starts, near), [start], atol=1e-6)  # and does not begin anew at 0, 0
 
 
 @pytest.mark.jit_only
-def test_what_is_found_near_is_what_is_found_by_a_whole_search(monkeypatch):
-    images, made = particles(n=150, max_shift=3.0)
-    both = []
-    for wide in (2, 10):
-        monkeypatch.setattr("mrefali.seeding.WIDE_ITERATIONS", wide)
-        both.append(settled(images, made, made.classes, 3, half_range=3)[0])
-    near, whole = both
-    np.testing.assert_array_equal(near.assign, whole.assign)
-    apart = np.hypot(*(inverse_shift(near.poses) - inverse_shift(whole.poses)).T)
-    assert (apart < 0.1).mean() > 0.97
-    # and they did move: beyond the near search
-    assert (np.abs(inverse_shift(near.poses)) > 1.5).any(axis=1).mean() > 0.5
+def test_wrong_classes_settle_by_near_searches_as_well(monkeypatch):
+    images, made = particles(n=150, snr=0.5, max_shift=3.0)
+    rng, labels = np.random.default_rng(0), made.classes.copy()
+    wrong = rng.random(150) < 0.4
+    labels[wrong] = rng.integers(0, 3, wrong.sum())
+    searches, starts = [], []
+
+    class Spy(Likeliest):
+        def __init__(self, references, search):
+            super().__init__(references, search)
+            searches.append(search.xr)
+
+        def with_scores(self, images, poses, part_of):
+            starts.append(inverse_shift(poses))
+            return super().with_scores(images, poses, part_of)
+
+    monkeypatch.setattr("mrefali.seeding.Likeliest", Spy)
+    monkeypatch.setattr("mrefali.seeding.SETTLED", 0.0)
+    state, *_ = settled(images, made, labels, 3, half_range=3, most=6)
+    assert searches == [3, 3, 1, 1, 1, 1]
+    assert not np.any(starts[:2])
+    assert all(np.any(before != after) for before, after in pairwise(starts[1:]))  # each about the last
+    assert (state.assign == made.classes).mean() > 0.95  # by whole searches 0.973
+    apart = np.hypot(*(inverse_shift(state.poses) - inverse_shift(made.poses)).T)
+    assert (apart < 1.0).mean() > 0.95  # by whole searches 0.993
+    assert (np.abs(inverse_shift(made.poses)) > 1.0).any(axis=1).mean() > 0.5  # a near search from 0 would miss these
+
+
+@pytest.mark.jit_only
+def test_the_first_classes_are_aligned_a_few_times_only(monkeypatch):
+    most = []
+
+    def spy(images, classes, contrast, search, iterations=MOST_ITERATIONS):
+        most.append((len(images), iterations))
+        return _settle(images, classes, contrast, search, iterations)
+
+    monkeypatch.setattr("mrefali.seeding._settle", spy)
+    images, _ = particles(n=150)
+    find_seeds(images, 5, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    assert most[0] == (150, FIRST_ITERATIONS)
+    assert {iterations for _, iterations in most[1:]} == {MOST_ITERATIONS}
 
 
 @pytest.mark.jit_only
