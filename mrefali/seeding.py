@@ -236,7 +236,7 @@ def _settle(images, classes, contrast, search, most=MOST_ITERATIONS):
         before = classes
         if number < WIDE_ITERATIONS:
             within, starts = search, geometry.identity_poses(len(images))
-        else:  # averages were centred anew since, by a few tenths of a px at most
+        else:  # averages were centred anew since, by about half a px at first: less than a near search reaches
             within, starts = near, _starts(before.poses, search, near)
         likeliest = Likeliest(contrast.references(before.averages, before.counts), within)
         found, scores = likeliest.with_scores(images, starts, before.assign)

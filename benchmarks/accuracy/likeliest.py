@@ -1,4 +1,4 @@
-"""Classes by ``--assignment=likeliest`` and by ``best`` from references that are known: figures of docs/commands.md.
+"""Classes by ``--assignment=likeliest`` and by ``best`` from known references: figures of docs/commands.md and more.
 
 ``python benchmarks/accuracy/likeliest.py`` prints, iteration by iteration, how many particles are in the right class:
 from the true views, and from averages, in true poses, of classes of which half of the particles are drawn at random.
@@ -15,6 +15,8 @@ from mrefali.simulation import simulate_particles
 SETS = (
     (3000, 8, 64, 0.1, 3, (1,), 3, True),
     (3000, 30, 64, 0.1, 3, (1,), 3, True),
+    (800, 8, 64, 0.1, 3, range(5), 1, True),  # as benchmarks/accuracy/classify.py has it
+    (800, 8, 64, 0.05, 3, range(5), 1, True),
     (160, 4, 32, 0.1, 1, (3, 4, 5), 6, False),
     (320, 4, 64, 0.02, 1, (3, 4, 5), 6, False),
     (160, 4, 64, 0.05, 1, (3, 4, 5), 6, False),
