@@ -15,10 +15,9 @@ from pathlib import Path
 
 import fire
 import numpy as np
-from cases import UNEQUAL, use_one_thread
+from cases import UNEQUAL, judged, use_one_thread
 
 import mrefali
-from mrefali.accuracy import match_classes
 from mrefali.io import open_stack, write_stack
 from mrefali.simulation import read_truth
 
@@ -48,11 +47,8 @@ def run(simulated, seed, options):
         seconds = time.process_time() - began
         assign = np.array(open_stack(str(folder / "p.hdf")).column("assign"))
         truth, _ = read_truth(folder / "p_truth.csv")
-    view_of_class, _ = match_classes(assign, truth, VIEWS, VIEWS)
-    counts = np.zeros((VIEWS, VIEWS), int)
-    np.add.at(counts, (assign, truth), 1)
-    found = len(set(counts.argmax(axis=1)[counts.any(axis=1)]))
-    return (view_of_class[assign] == truth).mean(), found, counts.sum(axis=1), seconds
+    right, found, _ = judged(assign, truth, VIEWS)
+    return right, found, np.bincount(assign, minlength=VIEWS), seconds
 
 
 def main(sets=(0, 1), assignment=("best", "likeliest", "capped", "equal"), normalized=(False, True), vanished=VANISHED,

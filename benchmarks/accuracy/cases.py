@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import mrefali
+from mrefali.accuracy import match_classes
 from mrefali.average import normalize_particles
 from mrefali.demonstration import poor_references
 from mrefali.geometry import disc
@@ -22,6 +23,21 @@ from mrefali.warmup import compile_kernels
 
 PARTICLES_A_VIEW, PIXEL_SIZE_A = 100, 2.0
 UNEQUAL = [20, 10, 8, 6, 4, 3, 2, 1]
+
+
+def judged(assign, truth, views):
+    """Share of the particles in the right class, views that most of a class show, and classes.
+
+    A particle of view -1 shows none and does not count. With as many classes as views or fewer, one class is right for
+    each view, and the particles of views without one are wrong.
+    """
+    shows = truth >= 0
+    n_classes = int(assign.max()) + 1
+    counts = np.zeros((n_classes, views), int)
+    np.add.at(counts, (assign[shows], truth[shows]), 1)
+    view_of_class, _ = match_classes(assign[shows], truth[shows], max(n_classes, views), views)
+    right = (view_of_class[assign[shows]] == truth[shows]).mean()
+    return right, len(set(counts.argmax(axis=1)[counts.any(axis=1)])), n_classes
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import fire
 import numpy as np
-from cases import UNEQUAL
+from cases import UNEQUAL, judged
 
 import mrefali
-from mrefali.accuracy import match_classes
 from mrefali.io import open_stack
 from mrefali.simulation import read_truth
 
@@ -41,14 +40,13 @@ def run(views, options, seed, assignment):
         subprocess.run([Path(sys.executable).parent / "mrefali", "classify", stack, out, f"--K={views}",
                         f"--assignment={assignment}", "--threads=1", "--quiet"], check=True)
         assign, (truth, _) = np.array(open_stack(stack).column("assign")), read_truth(Path(folder, "p_truth.csv"))
-    shows = truth >= 0
-    n_classes = int(assign.max()) + 1
-    counts = np.zeros((n_classes, views), int)
-    np.add.at(counts, (assign[shows], truth[shows]), 1)
-    # one class a view; where there are fewer classes the particles of the views without one are wrong
-    view_of_class, _ = match_classes(assign[shows], truth[shows], max(n_classes, views), views)
-    right = (view_of_class[assign[shows]] == truth[shows]).mean()
-    return right, len(set(counts.argmax(axis=1)[counts.any(axis=1)])), n_classes
+    return judged(assign, truth, views)
+
+
+def chosen(sets):
+    """Those of ``SETS`` that ``--sets`` names, all without it."""
+    numbers = [int(i) for i in (sets if isinstance(sets, tuple) else str(sets).split(",")) if str(i)]
+    return [SETS[i] for i in numbers] or SETS
 
 
 def main(sets="", seeds=5, assignment="likeliest"):
@@ -62,9 +60,8 @@ def main(sets="", seeds=5, assignment="likeliest"):
     assignment : str
         Of the iterations after the seeds.
     """
-    chosen = [int(i) for i in (sets if isinstance(sets, tuple) else str(sets).split(",")) if str(i)] or range(len(SETS))
     print("| set | right class, % | each seed | views found | classes | CPU, s a run |\n" + "|---" * 6 + "|")
-    for name, views, options in (SETS[i] for i in chosen):
+    for name, views, options in chosen(sets):
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             results = list(pool.map(lambda seed, views=views, options=options: run(views, options, seed, assignment),

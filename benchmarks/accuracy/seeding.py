@@ -2,7 +2,7 @@
 
 ``python benchmarks/accuracy/seeding.py`` prints by how many standard errors groups of one view, and of two, differ by
 more than noise, and how right the classes are that the references are made of; ``--sets=1,4 --seeds=20`` the latter
-alone, of more particles, since of five sets luck decides. One process of one thread a core.
+alone, of more sets of particles, since of five luck decides. One process of one thread a core.
 """
 
 import os
@@ -13,10 +13,10 @@ from multiprocessing import get_context
 
 import fire
 import numpy as np
-from classify import SETS
+from cases import judged
+from classify import SETS, chosen
 
 from mrefali import average, geometry
-from mrefali.accuracy import match_classes
 from mrefali.contrast import Contrast
 from mrefali.seeding import find_seeds, search_of
 from mrefali.simulation import simulate_particles
@@ -46,15 +46,12 @@ def excess(snr, seed):
     return snr, [of(k) for k in range(VIEWS)], [of(k, (k + 1) % VIEWS) for k in range(VIEWS)]
 
 
-def right(name, views, options, seed):
+def right(views, options, seed):
     """Share of the particles in the right class, and views that have a class, as found before any iteration."""
     images, made, search = simulated(seed, 100 * views, views, **options)
-    found, shows = find_seeds(images, views, search, np.random.default_rng(1000)), made.classes >= 0
-    assign, truth = found.assign[shows], made.classes[shows]
-    view_of_class, _ = match_classes(assign, truth, max(found.n_classes, views), views)
-    counts = np.zeros((found.n_classes, views), int)
-    np.add.at(counts, (assign, truth), 1)
-    return name, 100 * (view_of_class[assign] == truth).mean(), len(set(counts.argmax(axis=1)[counts.any(axis=1)]))
+    found = find_seeds(images, views, search, np.random.default_rng(1000))
+    share, n_found, _ = judged(found.assign, made.classes, views)
+    return 100 * share, n_found
 
 
 def main(sets="", seeds=5):
@@ -63,20 +60,19 @@ def main(sets="", seeds=5):
     Parameters
     ----------
     sets : str
-        Which of classify.py's, by number from 0, such as 1,4.
+        Which of classify.py's, by number from 0, such as 1,4; without it both tables, the second of all but the last.
     seeds : int
     """
     with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         if not str(sets):
             _print_groups(pool)
-        chosen = [int(i) for i in (sets if isinstance(sets, tuple) else str(sets).split(",")) if str(i)] or range(6)
-        found = pool.starmap(right, [(*SETS[i], seed) for i in chosen for seed in range(seeds)], chunksize=1)
-    print("\n| set | right class before any iteration, % | each seed | views found | each seed |\n" + "|---" * 5 + "|")
-    for i in chosen:
-        name, views, _ = SETS[i]
-        _, shares, n_found = zip(*(one for one in found if one[0] == name), strict=True)
-        print(f"| {name} | {np.mean(shares):.1f} | {', '.join(f'{share:.1f}' for share in shares)} | "
-              f"{sum(n_found)} of {views * seeds} | {', '.join(map(str, n_found))} |")
+        print("\n| set | right class before any iteration, % | each seed | views found | each seed |")
+        print("|---" * 5 + "|")
+        for name, views, options in chosen(sets) if str(sets) else SETS[:-1]:
+            found = pool.starmap(right, [(views, options, seed) for seed in range(seeds)], chunksize=1)
+            shares, n_found = zip(*found, strict=True)
+            print(f"| {name} | {np.mean(shares):.1f} | {', '.join(f'{share:.1f}' for share in shares)} | "
+                  f"{sum(n_found)} of {views * seeds} | {', '.join(map(str, n_found))} |", flush=True)
 
 
 def _print_groups(pool):
