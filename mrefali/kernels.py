@@ -31,8 +31,17 @@ class _NoOverlap(Compiler):
         self.state.flags.noalias = True
 
 
-#: Compiles a function over lanes; its sums may be taken in any order, which is fixed once it is compiled.
-lane_njit = njit(fastmath=True, cache=True, pipeline_class=_NoOverlap)
+#: What may be taken for granted of numbers; neither the order of a sum nor that a product may be fused into one. Where
+#: it is free, the compiler chooses differently for the several vectors that a loop over lanes is made of where these
+#: are short, and for a function alone and within its caller: the process that compiles takes the one, and those that
+#: find both in the cache the other.
+PLAIN_NUMBERS = {"nnan", "ninf", "nsz"}
+
+#: Compiles a function over lanes, or along a row.
+lane_njit = njit(fastmath=PLAIN_NUMBERS, cache=True, pipeline_class=_NoOverlap)
+
+#: The same with products fused into sums, each of which must have one product only, so that there is no choice.
+fused_lane_njit = njit(fastmath=PLAIN_NUMBERS | {"contract"}, cache=True, pipeline_class=_NoOverlap)
 
 #: Tables of the rings, outermost first, that depend on box and search only (built by ``search.py``).
 Rings = namedtuple("Rings", [
@@ -96,7 +105,7 @@ Scratch = namedtuple("Scratch", [
 # --- FFT across lanes: element e of a buffer is 2 * LANES floats, real parts, then imaginary parts
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=PLAIN_NUMBERS)
 def _radix4(x, y, n, s, w):
     """One radix-4 pass (Stockham, decimation in frequency) of length n and stride s, from x to y.
 
@@ -422,7 +431,7 @@ def _unpack(z, length, n_freq, ring, rings, spectra):
 # --- correlation
 
 
-@lane_njit
+@fused_lane_njit
 def _correlate(reference, spectra, first_row, n_rows, n_freq, z):
     """Spectrum of q + i t, the straight and the mirrored correlation with one reference, reversed in frequency.
 
@@ -1199,51 +1208,58 @@ def spline_row(coefficients, width, x, y, dx, dy, count, value, slope_x, slope_y
         slope_y[i] = t0 * p0 + t1 * p1 + t2 * p2 + t3 * p3
 
 
+#: Sums that :func:`add_row_sums` takes of a row.
+N_SUMS = 21
+
+
 @lane_njit
-def add_row_sums(g, f, fx, fy, x, y, dx, dy, r_sq, r_sq_slope, least_sq, count, sums):
-    """Add to ``sums`` (21,) float64 one row: pixels; g, f, p, q, a and all their products, two and two.
+def add_row_sums(g, f, fx, fy, x, y, dx, dy, r_sq, r_sq_slope, least_sq, count, lanes, sums):
+    """Add to ``sums`` (N_SUMS,) float64 one row: pixels; g, f, p, q, a and all their products, two and two.
 
     p and q are the slopes of the reference, a = p y - q x its change with the angle; pixel i lies at
     (x + i dx, y + i dy) of the reference, and at the squared distance r_sq + i (r_sq_slope + i) from the middle of the
-    disc, which takes those from ``least_sq`` on. All numbers are float32.
+    disc, which takes those from ``least_sq`` on. All numbers are float32. Each column of ``lanes``
+    (N_SUMS * LANES,) is the sums of every LANES-th pixel, side by side as in the search.
     """
     zero = np.float32(0)
-    n, sg, sf, sp, sq, sa = zero, zero, zero, zero, zero, zero
-    gg, gf, gp, gq, ga = zero, zero, zero, zero, zero
-    ff, fp, fq, fa, pp, pq, pa, qq, qa, aa = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for i in range(np.uint64(count)):
-        at = np.float32(i)
-        w = np.float32(1) if r_sq + at * (r_sq_slope + at) >= least_sq else zero
-        h, e, p, q = w * g[i], w * f[i], w * fx[i], w * fy[i]
-        a = p * (y + at * dy) - q * (x + at * dx)
-        n += w
-        sg += h
-        sf += e
-        sp += p
-        sq += q
-        sa += a
-        gg += h * h
-        gf += h * e
-        gp += h * p
-        gq += h * q
-        ga += h * a
-        ff += e * e
-        fp += e * p
-        fq += e * q
-        fa += e * a
-        pp += p * p
-        pq += p * q
-        pa += p * a
-        qq += q * q
-        qa += q * a
-        aa += a * a
-    row = (n, sg, sf, sp, sq, sa, gg, gf, gp, gq, ga, ff, fp, fq, fa, pp, pq, pa, qq, qa, aa)
-    for k in range(21):
-        sums[k] += row[k]
+    lanes[:] = 0
+    for start in range(np.uint64(0), np.uint64(count), np.uint64(LANES)):
+        g_from, f_from, fx_from, fy_from = g[start:], f[start:], fx[start:], fy[start:]
+        for i in range(min(np.uint64(LANES), np.uint64(count) - start)):
+            at = np.float32(start + i)
+            w = np.float32(1) if r_sq + at * (r_sq_slope + at) >= least_sq else zero
+            h, e, p, q = w * g_from[i], w * f_from[i], w * fx_from[i], w * fy_from[i]
+            a = p * (y + at * dy) - q * (x + at * dx)
+            lanes[i] += w
+            lanes[LANES + i] += h
+            lanes[2 * LANES + i] += e
+            lanes[3 * LANES + i] += p
+            lanes[4 * LANES + i] += q
+            lanes[5 * LANES + i] += a
+            lanes[6 * LANES + i] += h * h
+            lanes[7 * LANES + i] += h * e
+            lanes[8 * LANES + i] += h * p
+            lanes[9 * LANES + i] += h * q
+            lanes[10 * LANES + i] += h * a
+            lanes[11 * LANES + i] += e * e
+            lanes[12 * LANES + i] += e * p
+            lanes[13 * LANES + i] += e * q
+            lanes[14 * LANES + i] += e * a
+            lanes[15 * LANES + i] += p * p
+            lanes[16 * LANES + i] += p * q
+            lanes[17 * LANES + i] += p * a
+            lanes[18 * LANES + i] += q * q
+            lanes[19 * LANES + i] += q * a
+            lanes[20 * LANES + i] += a * a
+    for k in range(N_SUMS):
+        total = 0.0
+        for i in range(LANES):
+            total += np.float64(lanes[LANES * k + i])
+        sums[k] += total
 
 
 @njit(cache=True)
-def _disc_sums(image, matrix, middle, inner_radius, outer_radius, coefficients, margin, rows, sums):
+def _disc_sums(image, matrix, middle, inner_radius, outer_radius, coefficients, margin, rows, lanes, sums):
     """Sums of :func:`add_row_sums` over the pixels of the particle that lie in the disc about ``middle``.
 
     ``matrix`` (2, 3) carries a pixel, from the centre, onto the reference.
@@ -1268,7 +1284,7 @@ def _disc_sums(image, matrix, middle, inner_radius, outer_radius, coefficients, 
         dx = x - middle[0]
         add_row_sums(image[j, first:], rows[0], rows[1], rows[2], np.float32(u), np.float32(v), du, dv,
                      np.float32(dx * dx + dy * dy), np.float32(2 * dx), np.float32(inner_radius * inner_radius), count,
-                     sums)
+                     lanes, sums)
 
 
 @njit(cache=True)
@@ -1359,11 +1375,12 @@ def _sharpen_one(image, matrix, inner_radius, outer_radius, farthest, coefficien
     """As :func:`sharpen` for one particle: ``matrix`` (2, 3) in place; returns the peak."""
     first, second = matrix[0].copy(), matrix[1].copy()
     middle = np.array([-(first[i] * first[2] + second[i] * second[2]) for i in range(2)])
-    sums, trial, normal, curvature = np.empty(21), matrix.copy(), np.empty((3, 3)), np.zeros((3, 3))
+    lanes, sums = np.empty(N_SUMS * LANES, np.float32), np.empty(N_SUMS)
+    trial, normal, curvature = matrix.copy(), np.empty((3, 3)), np.zeros((3, 3))
     gradient, best_gradient, step, way = np.empty(3), np.zeros(3), np.zeros(3), np.zeros(3)
     best, peak = -2.0, 0.0
     for _ in range(EVALUATIONS):
-        _disc_sums(image, trial, middle, inner_radius, outer_radius, coefficients, margin, rows, sums)
+        _disc_sums(image, trial, middle, inner_radius, outer_radius, coefficients, margin, rows, lanes, sums)
         correlation, deviation = _normal_equations(sums, normal, gradient)
         if correlation > best:
             best, peak = correlation, correlation * deviation * sums[0]

@@ -36,7 +36,7 @@ def run(folder, *words, ranks=0, maxit=MAXIT):
     if not ranks:
         return cli.main(call)
     launcher = [MPIEXEC, "-n", str(ranks), sys.executable, "-m", "mrefali"]
-    return subprocess.run([*launcher, *call, "--MPI", "--quiet"], timeout=120, capture_output=True).returncode
+    return subprocess.run([*launcher, *call, "--MPI", "--quiet"], timeout=600, capture_output=True).returncode
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_an_old_script_finds_the_same_as_the_python_call(tmp_path, name):
     files = python.case.write(tmp_path / "script")
     options = [f"--{golden.WORDS.get(key, key)}={value}" for key, value in python.case.call.items()]
     done = subprocess.run([Path(sys.executable).parent / "sxmref_ali2d.py", *files, *options, "--maxit=2"],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     outdir = tmp_path / "script" / "out"
     assert sorted(os.listdir(outdir)) == sorted(os.listdir(python.outdir))
@@ -179,7 +179,7 @@ def test_a_run_continues_by_these_two_command_lines_and_by_these_two_calls(tmp_p
         write_stack(folder / "ref_stack.hdf", case.references)
     for line in (FIRST, SECOND):
         done = subprocess.run(f"{Path(sys.executable).parent}/{line}".split(), cwd=folders[0], capture_output=True,
-                              text=True, timeout=120)
+                              text=True, timeout=600)
         assert (done.returncode, done.stderr) == (0, "")
     monkeypatch.chdir(folders[1])
     mrefali.mref_ali2d("input_stack.hdf", "ref_stack.hdf", "output_directory", ou=27, xrng=3, yrng=3, maxit=6)

@@ -38,7 +38,7 @@ def launch(*words, ranks=2):
 
 def launch_python(*words, ranks):
     return subprocess.run([MPIEXEC, "-n", str(ranks), sys.executable, *words], capture_output=True, text=True,
-                          timeout=120)
+                          timeout=600)
 
 
 CORES = len(os.sched_getaffinity(0))

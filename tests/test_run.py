@@ -623,7 +623,7 @@ def test_check_refuses_what_a_run_refuses(files, tmp_path, capsys):
 @pytest.mark.parametrize(("words", "shown"), [([], True), (["--quiet"], False)])
 def test_a_progress_bar_runs_where_a_person_watches(files, words, shown):
     child = pexpect.spawn(str(SCRIPTS / "mrefali"), ["mref_ali2d", *files, *small.WORDS, "--maxit=1", *words],
-                          timeout=120)
+                          timeout=600)
     text = child.read().decode()
     child.close()
     assert child.exitstatus == 0
@@ -632,7 +632,7 @@ def test_a_progress_bar_runs_where_a_person_watches(files, words, shown):
 
 def test_a_file_or_a_pipe_sees_no_progress_bar(files):
     done = subprocess.run([SCRIPTS / "mrefali", "mref_ali2d", *files, *small.WORDS, "--maxit=1"],
-                          capture_output=True, timeout=120)
+                          capture_output=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"\r" not in done.stdout
     assert b"iteration 0 (1 of 1)" in done.stdout
