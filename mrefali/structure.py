@@ -29,8 +29,9 @@ COPIES, FIRST_COPIES = 6, 25
 #: search for seeds none should be so by chance. Particles that are aligned wrongly differ too, see docs/classes.md.
 SURE = 4.0
 
-#: A group of fewer particles has no structure that could be told, and no part of one may be smaller than the second.
-SMALLEST_GROUP, SMALLEST_PART = 16, 4
+#: A group of fewer particles has no structure that could be told, since a correlation of n numbers is sqrt(n) errors at
+#: most; no part of one may be smaller than the second.
+SMALLEST_GROUP, SMALLEST_PART = int(SURE**2) + 1, 4
 
 #: Of a larger group evenly spaced members are asked; images of float32 that each of these takes. Measured.
 LARGEST_GROUP, IMAGES_A_MEMBER = 1000, 9

@@ -141,6 +141,17 @@ def test_parts_are_told_by_components_that_are_more_than_noise_alone():
 
 
 @pytest.mark.jit_only
+def test_the_parts_of_the_smallest_group_can_be_told_surely_and_of_a_smaller_one_never():
+    def most(n):
+        part = np.arange(n) < n // 2
+        along = np.zeros((n, 3))
+        along[:, 0] = part
+        return Structure(np.arange(n), None, np.array([99.0, 0.0, 0.0]), along).tells(part)
+
+    assert most(SMALLEST_GROUP) > SURE
+    assert most(SMALLEST_GROUP - 1) <= SURE
+
+
 def test_how_strongly_particles_show_their_view_is_no_structure():
     # by 30 %, as ice of uneven thickness makes it
     amplitudes = np.random.default_rng(0).normal(1, 0.3, 200).clip(0.2, None)
