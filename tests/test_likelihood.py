@@ -65,6 +65,7 @@ def test_particles_are_of_the_views_that_they_show(known):
     assert (found.assign == classes).mean() > 0.9
 
 
+@pytest.mark.jit_only
 @pytest.mark.parametrize("at_once", [1, 40, 1 << 16])
 def test_how_many_are_looked_at_at_a_time_changes_no_bit(monkeypatch, known, at_once):
     images, classes, references = known
@@ -148,6 +149,7 @@ def average_alone(mask, center, mean, frc):
     return mean, np.zeros(2)
 
 
+@pytest.mark.jit_only
 def test_a_particle_that_the_reference_is_made_of_does_not_vote_for_it():
     """Two classes of two views, and a third one of a few particles of both: only their own parts hold those."""
     images, made = particles(n=60, views=2, snr=0.1, seed=1)
@@ -167,6 +169,7 @@ def test_a_particle_that_the_reference_is_made_of_does_not_vote_for_it():
     assert kept(None) > 3  # where the run does not know what the references are made of
 
 
+@pytest.mark.jit_only
 def test_a_reference_of_unknown_particles_counts_as_one_of_mean_size(monkeypatch):
     """Given ones, and those in place of classes of fewer than four."""
     images, made = particles(n=24, views=3)
