@@ -140,7 +140,6 @@ def test_parts_are_told_by_components_that_are_more_than_noise_alone():
     assert tells([9.0, 0.0, 0.0], np.ones(100, bool)) == tells([9.0, 0.0, 0.0], np.zeros(100, bool)) == 0.0
 
 
-@pytest.mark.jit_only
 def test_the_parts_of_the_smallest_group_can_be_told_surely_and_of_a_smaller_one_never():
     def most(n):
         part = np.arange(n) < n // 2
@@ -152,6 +151,7 @@ def test_the_parts_of_the_smallest_group_can_be_told_surely_and_of_a_smaller_one
     assert most(SMALLEST_GROUP - 1) <= SURE
 
 
+@pytest.mark.jit_only
 def test_how_strongly_particles_show_their_view_is_no_structure():
     # by 30 %, as ice of uneven thickness makes it
     amplitudes = np.random.default_rng(0).normal(1, 0.3, 200).clip(0.2, None)
