@@ -294,6 +294,11 @@ def _told_apart(state, k, kept, assign, structures):
     if sizes[k] < SMALLEST_PART or not len(others):
         return -np.inf
     near = others[state.scores[assign == k][:, others].mean(axis=0).argmax()]
+    pair = [k, near]
+    apart = structures.told_by_fit([np.flatnonzero(assign == one) for one in pair], state.averages[pair],
+                                   state.counts[pair], np.select([state.assign == one for one in pair], [0, 1], -1))
+    if apart > SURE:  # quickly told, unlike structure
+        return apart
     both = structures.of(np.flatnonzero((assign == k) | (assign == near)), min(sizes[k], sizes[near]),
                          state.averages[near], state.counts[near])
     return -np.inf if both is None else both.tells(assign[both.members] == k)

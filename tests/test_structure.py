@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.stats
 from class_particles import BOX, RADIUS, particles
 
 from mrefali.average import normalize_particles, transform
@@ -21,6 +22,8 @@ from mrefali.structure import (
     Structures,
     bytes_needed,
     cut,
+    cut_apart,
+    gap,
     principal_components,
     turns,
 )
@@ -44,6 +47,50 @@ def structure(n=120, half_range=1.0, amplitudes=None, **options):
         images = with_amplitudes(made, amplitudes)
     mean = transform(images, made.poses).mean(axis=0)
     return structures(images, half_range).of(np.arange(n), n, mean, n), made.classes
+
+
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.1, 0.3, 0.5, 0.8])
+def test_how_far_apart_the_parts_of_one_normal_distribution_lie(share):
+    values = scipy.stats.norm.ppf((np.arange(500000) + 0.5) / 500000) * 3 + 7
+    low, high = np.split(values, [round(500000 * share)])
+    apart = (high.mean() - low.mean()) / np.sqrt((low.var() * len(low) + high.var() * len(high)) / len(values))
+    assert cut_apart(share) == pytest.approx(apart, rel=1e-3)
+    assert abs(gap(high, low)) < 1
+
+
+@pytest.mark.parametrize(("n", "m"), [(4, 400), (12, 12), (40, 400), (200, 200)])
+def test_the_parts_of_one_normal_sample_are_not_told_apart_and_two_kinds_are(n, m):
+    rng = np.random.default_rng(1)
+    samples = np.sort(rng.normal(size=(2000, n + m)), axis=1)
+    one = np.array([gap(sample[m:], sample[:m]) for sample in samples])
+    assert one.max() < SURE
+    two = np.array([gap(rng.normal(5, 1, 2 * n), rng.normal(-5, 1, 2 * m)) for _ in range(200)])
+    assert two.min() > SURE
+
+
+def test_the_gap_is_in_standard_errors():
+    rng = np.random.default_rng(1)
+    gaps = [gap(rng.normal(cut_apart(0.5), 1, 50), rng.normal(size=50)) for _ in range(4000)]
+    assert abs(np.mean(gaps)) < 0.1
+    assert np.std(gaps) == pytest.approx(1, abs=0.05)
+
+
+def test_of_infinite_numbers_and_of_equal_ones_no_gap_is_known():
+    assert gap(np.array([1.0, np.inf]), np.zeros(3)) == gap(np.array([1.0, 2]), np.array([0, -np.inf])) == -np.inf
+    assert gap(np.ones(4), np.zeros(4)) == -np.inf
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize(("sizes", "surely"), [([9, 1], True), ([1, 0], False)])
+def test_classes_of_two_views_are_told_by_how_well_particles_fit_and_halves_of_one_are_not(sizes, surely):
+    views = sum(size > 0 for size in sizes)
+    images, made = particles(n=150, views=views, sizes=sizes[:views], snr=0.5, seed=2)
+    part = made.classes if surely else (np.arange(150) % 10 == 0).astype(int)
+    groups = [np.flatnonzero(part == k) for k in (0, 1)]
+    moved = transform(images, made.poses)
+    averages = np.stack([moved[group].mean(axis=0) for group in groups])
+    one = structures(images)
+    assert (one.told_by_fit(groups, averages, np.bincount(part), part) > SURE) == surely
 
 
 @pytest.mark.parametrize("seed", range(5))
