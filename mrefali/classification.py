@@ -10,15 +10,16 @@ import numpy as np
 from mrefali import average, geometry, seeding
 from mrefali.classes import average_class, members_of, tallies_of
 from mrefali.fourier import shrink
+from mrefali.neighbours import coarse_search
 from mrefali.search import align_each, ring_spectra
-from mrefali.seeding import coarse_search, find_seeds, search_of
+from mrefali.seeding import find_seeds, search_of
 
 #: Particles drawn for each class asked for, in which the seeds are found.
 PARTICLES_A_CLASS = 100
 
 #: Particles and references that are timed for an estimate, and how many times as long as to align all first references
-#: once it takes to find seeds: measured, 15 with 4 classes, 10 and 18 with 8, and 9 with 16.
-TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 12
+#: once it takes to find seeds: measured, 32 with 4 classes of 4 views, 12 and 24 with 8 of 8 and of 4, 14 with 16 of 8.
+TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 18
 
 
 def n_drawn(n_particles, n_classes):

@@ -1,14 +1,16 @@
 """Classes of particles that nothing is known of: the way in of the commands ``seed`` and ``classify``.
 
-Five steps, the last three repeated:
+Six steps, the last four repeated:
 
 1. *Neighbours.* Some particles, drawn at random, are references for all. Each gives way to the average of those that
-   are most like it, twice over.
+   are most like it, twice over, see :mod:`mrefali.neighbours`.
 2. *Choice.* Of these averages as many are taken, twice the classes asked for, as fit all particles best together.
 3. *Alignment.* Every particle goes to the class it is of most likely, and is aligned to its average; new averages.
 4. *Dropping.* A class is dropped where nothing tells it from that which its members fit best of the others.
 5. *Splitting.* A class whose members differ by more than noise is cut in two along a principal component, and its
    members are aligned to the two parts, which take its place.
+6. *Newcomers.* Where there is nothing to split, and there are fewer classes than asked for, the particles that fit
+   worst are what those drawn at random were, until no class comes of it.
 
 What tells two classes apart, and whether particles differ by more than noise, is for :mod:`mrefali.structure` to say,
 and what class is the likeliest for :mod:`mrefali.likelihood`.
@@ -26,7 +28,8 @@ from mrefali import average, geometry, structure
 from mrefali.contrast import Contrast, centered_average
 from mrefali.fourier import shrink_factor
 from mrefali.likelihood import Likeliest
-from mrefali.search import Search, align_each, ring_spectra
+from mrefali.neighbours import choose, neighbourhoods
+from mrefali.search import Search
 from mrefali.structure import SMALLEST_PART, SURE, Structures
 
 #: Images are shrunk to about this box: what tells views apart is there.
@@ -35,8 +38,9 @@ BOX = 64
 #: Particles that begin as references, and averages chosen of those, for each class asked for.
 FIRST_REFERENCES, FIRST_CLASSES = 8, 2
 
-#: Neighbours that are averaged, round by round; step of their search in px, coarse for speed.
-NEIGHBOURS, NEIGHBOUR_STEP = (8, 12), 2.0
+#: Newcomers at a time are this share of the classes asked for, but so many where there is room; each is the best of
+#: some particles.
+NEWCOMERS, FEWEST_NEWCOMERS, NEWCOMER_REFERENCES = 0.25, 2, 8
 
 #: Iterations of alignment between droppings, and of the two parts of a class, until less than this share of the
 #: particles changes class.
@@ -49,8 +53,8 @@ FIRST_ITERATIONS = 4
 #: about the shifts that were found.
 WIDE_ITERATIONS, NEAR = 2, 1.0
 
-#: How often classes are dropped at most; they are split in between.
-ROUNDS = 5
+#: How often classes are dropped at most; in between they are split, or newcomers join them.
+ROUNDS = 8
 
 #: Memory of a pair of a particle and a first reference, in bytes: score and pose, and what they are made of. Measured.
 PAIR_BYTES = 230
@@ -106,7 +110,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
         See :func:`search_of`.
     rng : numpy.random.Generator
     report : callable
-        Is told of every round in words.
+        Is told in words of every round that changes the classes.
 
     Returns
     -------
@@ -115,22 +119,27 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     contrast = Contrast(images, search.outer_radius)
     classes = _first_classes(images, n_classes, contrast, search, rng)
     structures, already_cut = Structures(images, contrast, search, rng), []
+    came, settled = np.zeros(len(images), bool), None
     for number in range(1, ROUNDS + 1):
         state = _settle(images, classes, contrast, search, FIRST_ITERATIONS if number == 1 else MOST_ITERATIONS)
         kept = _needed(state, n_classes, structures)
-        if len(kept) < len(state.counts):
+        if settled is not None and kept.max() < len(settled.counts):  # no newcomer is a class of its own
+            state = settled
+            break
+        while len(kept) < len(state.counts):
             state = _settle(images, state.only(kept), contrast, search)
+            kept = np.flatnonzero(state.counts >= min(SMALLEST_PART, state.counts.max()))
         report(f"round {number}: {len(state.counts)} classes")
         if number == ROUNDS:
             break
         classes = _split(images, state, contrast, search, structures, already_cut)
+        settled = state if classes is None else None  # what newcomers join
+        if classes is None:
+            classes = _with_newcomers(images, state, n_classes, contrast, search, came)
         if classes is None:
             break
-    order = np.argsort(-state.counts, kind="stable")
-    order = order[state.counts[order] > 0]
-    new = np.full(len(state.counts), -1, np.int32)
-    new[order] = np.arange(len(order))
-    return Seeds(new[state.assign], state.poses, len(order))
+    state = state.only(np.argsort(-state.counts, kind="stable"))
+    return Seeds(state.assign, state.poses, len(state.counts))
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,8 @@ class Classes:
         """Some of the classes, in this order; the particles of the others are in none."""
         new = np.full(len(self.counts), -1, np.int32)
         new[kept] = np.arange(len(kept))
-        return Classes(self.averages[kept], self.counts[kept], np.where(self.assign < 0, -1, new[self.assign]))
+        return replace(self, averages=self.averages[kept], counts=self.counts[kept],
+                       assign=np.where(self.assign < 0, np.int32(-1), new[self.assign]))
 
 
 @dataclass(frozen=True)
@@ -173,48 +183,23 @@ class State(Classes):
     poses: np.ndarray
     scores: np.ndarray
 
+    def only(self, kept):
+        """The same of some of the classes."""
+        return replace(super().only(kept), scores=self.scores[:, kept])
+
 
 # --- steps 1 and 2
 
 
-def coarse_search(search):
-    """The ``Search`` for neighbours."""
-    return replace(search, shift_step=min(NEIGHBOUR_STEP, max(1.0, search.xr)))
-
-
 def _first_classes(images, n_classes, contrast, search, rng):
     """``Classes`` about averages of neighbours."""
-    coarse = coarse_search(search)
     drawn = np.sort(rng.choice(len(images), min(FIRST_REFERENCES * n_classes, len(images)), replace=False))
-    averages, counts = images[drawn], np.ones(len(drawn), np.int64)
-    for n_neighbours in NEIGHBOURS:
-        found = _align_each(images, contrast.references(averages, counts).images, coarse)
-        n_neighbours = min(n_neighbours, len(images))
-        nearest = np.argsort(-found.peak, axis=1, kind="stable")[:, :n_neighbours]
-        averages = np.stack([
-            centered_average(average.transform(images[members], found.poses[k, members]), found.poses[k, members])
-            for k, members in enumerate(nearest)])
-        counts = np.full(len(drawn), n_neighbours)
-    found = _align_each(images, contrast.references(averages, counts).images, coarse)
-    chosen = _choose(found.peak.T, min(FIRST_CLASSES * n_classes, len(drawn)))
-    best = found.peak[chosen].argmax(axis=0).astype(np.int32)
-    poses = found.poses[chosen][best, np.arange(len(images))]
-    return Classes(*_averages(images, best, poses, averages[chosen]), best)
-
-
-def _choose(scores, n):
-    """Columns of (n_particles, n_averages) scores whose best makes the largest sum, chosen one after the other."""
-    chosen, best = [], scores.mean(axis=1)
-    for _ in range(n):
-        total = np.maximum(scores, best[:, None]).sum(axis=0)
-        total[chosen] = -np.inf
-        chosen.append(int(total.argmax()))
-        best = np.maximum(best, scores[:, chosen[-1]])
-    return chosen
-
-
-def _align_each(images, references, search):
-    return align_each(images, geometry.identity_poses(len(images)), ring_spectra(references, search), search)
+    near = neighbourhoods(images, drawn, contrast, search)
+    scores = near.found.peak.T
+    chosen = choose(scores, scores.mean(axis=1), min(FIRST_CLASSES * n_classes, len(drawn)))
+    best = scores[:, chosen].argmax(axis=1).astype(np.int32)
+    poses = near.found.poses[chosen][best, np.arange(len(images))]
+    return Classes(*_averages(images, best, poses, near.averages[chosen]), best)
 
 
 # --- step 3
@@ -259,7 +244,7 @@ def _starts(poses, search, near):
     return geometry.make_poses(0.0, *-geometry.inverse_shift(poses).clip(-room, room).T)
 
 
-# --- steps 4 and 5
+# --- steps 4 to 6
 
 
 def _worth(scores):
@@ -335,3 +320,23 @@ def _settle_parts(images, group, contrast, search):
     moved, part = average.transform(images, group.poses), group.parts.astype(np.int32)
     averages = np.stack([centered_average(moved[part == h], group.poses[part == h]) for h in (0, 1)])
     return _settle(images, Classes(averages, np.bincount(part, minlength=2), part), contrast, search)
+
+
+def _with_newcomers(images, state, n_classes, contrast, search, came):
+    """``Classes`` with some more, of neighbours of the particles that fit worst; None without room or such particles.
+
+    ``came`` (n_particles,) bool has the particles that classes were begun about before, and gets those of now.
+    """
+    most = min(n_classes - len(state.counts), max(FEWEST_NEWCOMERS, int(NEWCOMERS * n_classes)))
+    fit = state.scores.max(axis=1)
+    worst = np.argsort(np.where(came, np.inf, fit), kind="stable")[:min(NEWCOMER_REFERENCES * most, (~came).sum())]
+    if not len(worst):
+        return None
+    came[worst] = True
+    near = neighbourhoods(images, worst, contrast, search)
+    chosen = choose(near.scores(), fit, min(most, len(worst)))
+    assign, poses = state.assign.copy(), state.poses.copy()
+    for i, k in reversed(list(enumerate(chosen))):  # what two have in common is for the better one
+        assign[near.members[k]], poses[near.members[k]] = len(state.counts) + i, near.member_poses[k]
+    before = np.concatenate([state.averages, near.averages[chosen]])
+    return Classes(*_averages(images, assign, poses, before), assign)

@@ -17,18 +17,17 @@ from mrefali.seeding import (
     MOST_ITERATIONS,
     Classes,
     State,
-    _align_each,
-    _choose,
     _near_search,
     _needed,
     _settle,
     _split,
     _starts,
+    _with_newcomers,
     _worth,
     find_seeds,
     search_of,
 )
-from mrefali.structure import Structures
+from mrefali.structure import SMALLEST_PART, Structures
 
 
 def settled(images, made, assign, n_classes, half_range=1, most=MOST_ITERATIONS):
@@ -39,12 +38,6 @@ def settled(images, made, assign, n_classes, half_range=1, most=MOST_ITERATIONS)
     state = _settle(images, Classes(averages, np.bincount(assign), assign), contrast, search, most)
     structures = Structures(images, contrast, search, np.random.default_rng(1))
     return state, contrast, search, structures
-
-
-def test_averages_are_chosen_for_what_the_others_fit_badly():
-    # two that fit the first particles, one that fits the last, and one that fits none well
-    scores = np.array([[9, 8.9, 1, 3]] * 5 + [[1, 1, 9, 3]] * 3, float)
-    assert _choose(scores, 2) == [0, 2]
 
 
 def test_a_class_is_worth_what_its_members_fit_the_second_best_less():
@@ -77,6 +70,14 @@ def test_a_twentieth_of_the_particles_is_told_from_the_rest_whatever_was_asked_b
     members = np.flatnonzero(state.assign == 0)
     structures.of(members, len(members), state.averages[0], state.counts[0])
     assert sorted(_needed(state, 2, structures)) == [0, 1]
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize(("snr", "max_shift"), [(0.3, 4.0), (0.5, 3.0)])
+def test_particles_beyond_the_search_are_no_class_of_their_own(snr, max_shift):
+    for seed in range(2):
+        images, _ = particles(n=200, views=1, snr=snr, max_shift=max_shift, seed=seed)
+        assert find_seeds(images, 4, search_of(BOX, RADIUS, 2)[0], np.random.default_rng(1)).n_classes == 1
 
 
 @pytest.mark.jit_only
@@ -211,6 +212,84 @@ def test_a_class_of_one_view_is_not_cut():
     assert _split(images, state, contrast, search, structures, []) is None
 
 
+def without_a_class(view, **options):
+    """State of classes of all views but one, whose particles are in the first of the others, and the rest."""
+    images, made = particles(**options)
+    n_classes = made.classes.max()
+    assign = np.array([*range(view), 0, *range(view, n_classes)])[made.classes]
+    return images, made, *settled(images, made, assign, n_classes)
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("seed", range(3))
+def test_the_neighbours_of_those_that_fit_worst_are_a_class_of_the_view_that_has_none(seed):
+    images, made, state, contrast, search, _ = without_a_class(2, n=240, sizes=[8, 7, 1], seed=seed)
+    came = np.zeros(240, bool)
+    classes = _with_newcomers(images, state, 3, contrast, search, came)
+    members = made.classes[classes.assign == 2]
+    assert (members == 2).sum() > len(members) / 2  # of 12 neighbours
+    np.testing.assert_array_equal(np.bincount(classes.assign), classes.counts)
+    fit = state.scores.max(axis=1)
+    assert came.sum() == 8  # for the one class that there is room for
+    assert fit[came].max() <= fit[~came].min()
+    counts = np.bincount(made.classes[_settle(images, classes, contrast, search).assign == 2], minlength=3)
+    assert counts[2] >= 14  # of 15
+    assert counts.sum() <= 17
+
+
+@pytest.mark.jit_only
+def test_newcomers_are_no_more_than_there_is_room_for_and_never_the_same():
+    images, _, state, contrast, search, _ = without_a_class(2, n=60)
+    came = np.zeros(60, bool)
+    assert _with_newcomers(images, state, 2, contrast, search, came) is None
+    assert not came.any()
+    for n_classes, n_new, n_came in ((3, 1, 8), (5, 2, 24), (20, 5, 60)):
+        classes = _with_newcomers(images, state, n_classes, contrast, search, came)
+        assert len(classes.counts) == 2 + n_new
+        assert came.sum() == n_came
+    assert _with_newcomers(images, state, 20, contrast, search, came) is None
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize(("seed", "sizes"), [(6, [1, 1, 1]), (21, [8, 7, 7, 1.2])])
+def test_no_class_is_too_small_to_be_told(seed, sizes):
+    images, _ = particles(n=300, views=len(sizes), sizes=sizes, snr=0.3, seed=seed)
+    found = find_seeds(images, 8, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    assert np.bincount(found.assign).min() >= SMALLEST_PART
+
+
+@pytest.mark.jit_only
+def test_a_small_class_is_found_among_the_particles_that_fit_worst(monkeypatch):
+    images, made = particles(n=252, views=3, sizes=[12, 8, 1], snr=0.5, seed=5)
+
+    def found():
+        seeds = find_seeds(images, 3, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+        counts = np.zeros((seeds.n_classes, 3), int)
+        np.add.at(counts, (seeds.assign, made.classes), 1)
+        return counts
+
+    np.testing.assert_array_equal(found() > 6, np.eye(3))  # each class is one view
+    monkeypatch.setattr("mrefali.seeding._with_newcomers", lambda *_: None)
+    assert len(found()) == 2
+
+
+@pytest.mark.jit_only
+def test_newcomers_that_are_no_class_of_their_own_leave_all_as_it_was(monkeypatch):
+    before = []
+
+    def spy(images, state, *others):
+        before.append(state)
+        return _with_newcomers(images, state, *others)
+
+    monkeypatch.setattr("mrefali.seeding._with_newcomers", spy)
+    images, _ = particles(n=150, seed=2)
+    found = find_seeds(images, 5, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1))
+    assert len(before) == 1
+    order = np.argsort(-before[0].counts, kind="stable")
+    np.testing.assert_array_equal(order[found.assign], before[0].assign)
+    assert found.poses.tobytes() == before[0].poses.tobytes()
+
+
 @pytest.mark.parametrize("box", [32, 64, 65, 200, 256])
 def test_small_images_have_a_search_that_fits(box):
     search, factor = search_of(box, 10, 3.0)
@@ -249,15 +328,6 @@ def test_the_same_bits_whatever_the_number_of_threads(set_threads):
     found = []
     for n in (1, 2):
         set_threads(n)
-        found.append(find_seeds(images, 3, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1)))
+        found.append(find_seeds(images, 5, search_of(BOX, RADIUS, 1)[0], np.random.default_rng(1)))
     np.testing.assert_array_equal(found[0].assign, found[1].assign)
     assert found[0].poses.tobytes() == found[1].poses.tobytes()
-
-
-def test_every_particle_meets_every_reference():
-    images, made = particles(n=30)
-    contrast, search = Contrast(images, RADIUS), search_of(BOX, RADIUS, 1)[0]
-    references = contrast.references(made.views, np.full(3, 100)).images
-    found = _align_each(images, references, search)
-    assert found.peak.shape == (3, 30)
-    assert (found.peak.argmax(axis=0) == made.classes).mean() > 0.9
