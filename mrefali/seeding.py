@@ -255,14 +255,14 @@ def _worth(scores):
 
 def _needed(state, most, structures):
     """The classes, ``most`` of them at most, without those that nothing tells from another one."""
-    kept = np.flatnonzero(state.counts)
+    kept, told_by_fit = np.flatnonzero(state.counts), {}
     while len(kept) > 1:
         # particles of classes that were dropped go where they fit best
         best = kept[state.scores[:, kept].argmax(axis=1)]
         assign = np.where(np.isin(state.assign, kept), state.assign, best)
         surely = {}
         for k in kept[np.argsort(_worth(state.scores[:, kept]), kind="stable")]:
-            surely[k] = _told_apart(state, k, kept, assign, structures)
+            surely[k] = _told_apart(state, k, kept, assign, structures, told_by_fit)
             if surely[k] <= SURE:
                 break
         least = min(surely, key=surely.get)
@@ -272,18 +272,24 @@ def _needed(state, most, structures):
     return kept
 
 
-def _told_apart(state, k, kept, assign, structures):
-    """How surely a class is another one than that which its members fit best of the others, in standard errors."""
+def _told_apart(state, k, kept, assign, structures, told_by_fit):
+    """How surely a class is another one than that which its members fit best of the others, in standard errors.
+
+    ``told_by_fit`` has what is known of pairs of classes, and gets more.
+    """
     sizes = np.bincount(assign, minlength=len(state.counts))
     others = kept[(kept != k) & (sizes[kept] > 0)]
     if sizes[k] < SMALLEST_PART or not len(others):
         return -np.inf
     near = others[state.scores[assign == k][:, others].mean(axis=0).argmax()]
-    pair = [k, near]
-    apart = structures.told_by_fit([np.flatnonzero(assign == one) for one in pair], state.averages[pair],
-                                   state.counts[pair], np.select([state.assign == one for one in pair], [0, 1], -1))
-    if apart > SURE:  # quickly told, unlike structure
-        return apart
+    pair = sorted([k, near])
+    known_as = *pair, *sizes[pair]  # classes that are kept lose no member, so of the same size they are the same
+    if known_as not in told_by_fit:
+        told_by_fit[known_as] = structures.told_by_fit(
+            [np.flatnonzero(assign == one) for one in pair], state.averages[pair], state.counts[pair],
+            np.select([state.assign == one for one in pair], [0, 1], -1))
+    if told_by_fit[known_as] > SURE:  # quickly told, unlike structure
+        return told_by_fit[known_as]
     both = structures.of(np.flatnonzero((assign == k) | (assign == near)), min(sizes[k], sizes[near]),
                          state.averages[near], state.counts[near])
     return -np.inf if both is None else both.tells(assign[both.members] == k)
