@@ -307,9 +307,13 @@ def _split(images, state, contrast, search, structures, already_cut):
         if group is None or group.excess.max() <= SURE or group in already_cut:
             continue
         already_cut.append(group)
-        both = _settle_parts(images[group.members], group, contrast, search)
+        mine = np.isin(group.members, members)  # what is known may be of a group that was nearly the same
+        cut_up, part, poses = group.members[mine], group.parts[mine].astype(np.int32), group.poses[mine]
+        if np.bincount(part, minlength=2).min() < SMALLEST_PART:
+            continue
+        both = _settle_parts(images[cut_up], part, poses, contrast, search)
         if both.counts.min() >= SMALLEST_PART:
-            parts[k] = group.members, both
+            parts[k] = cut_up, both
     if not parts:
         return None
     classes = state.only(np.setdiff1d(np.arange(len(state.counts)), list(parts)))
@@ -321,10 +325,10 @@ def _split(images, state, contrast, search, structures, already_cut):
     return classes
 
 
-def _settle_parts(images, group, contrast, search):
-    """The ``State`` of the two parts of a group by itself."""
-    moved, part = average.transform(images, group.poses), group.parts.astype(np.int32)
-    averages = np.stack([centered_average(moved[part == h], group.poses[part == h]) for h in (0, 1)])
+def _settle_parts(images, part, poses, contrast, search):
+    """The ``State`` of two parts, 0 and 1, of particles by themselves."""
+    moved = average.transform(images, poses)
+    averages = np.stack([centered_average(moved[part == h], poses[part == h]) for h in (0, 1)])
     return _settle(images, Classes(averages, np.bincount(part, minlength=2), part), contrast, search)
 
 

@@ -206,6 +206,20 @@ def test_a_class_of_two_views_is_cut_once():
 
 
 @pytest.mark.jit_only
+def test_cutting_a_class_moves_no_particle_of_another_one():
+    images, made = particles(n=120, views=3)
+    state, contrast, search, structures = settled(images, made, np.minimum(made.classes, 1), 2)
+    larger = state.counts.argmax()
+    members, others = np.flatnonzero(state.assign == larger), np.flatnonzero(state.assign != larger)
+    # with four others, which is nearly the same group
+    structures.of(np.sort(np.append(members, others[:4])), 80, state.averages[larger], 80)
+    parts = _split(images, state, contrast, search, structures, [])
+    assert len(structures._known) == 2  # the one above, and that of the other class
+    assert sorted(parts.counts)[1] >= 35  # of 40
+    np.testing.assert_array_equal(np.bincount(parts.assign), parts.counts)
+
+
+@pytest.mark.jit_only
 def test_a_class_of_one_view_is_not_cut():
     images, made = particles(n=80, views=1, snr=0.3)
     state, contrast, search, structures = settled(images, made, np.zeros(80, int), 1)
