@@ -1,6 +1,6 @@
-"""What deserves a second look in a run, in sentences with a way out. Imports health, search and geometry of ours.
+"""What deserves a second look in a run, in sentences with a way out, of options that its command has.
 
-A run is what :func:`mrefali.results.open_run` gives.
+Imports health, search, assignment and geometry of ours. A run is what :func:`mrefali.results.open_run` gives.
 """
 
 import shlex
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrefali import geometry, health
+from mrefali.assignment import LIMITED
 from mrefali.search import whole_steps
 
 #: Shares of all particles beyond which a run is unsettled, one class too large, and a border of the search piled up.
@@ -77,25 +78,56 @@ def piles(run):
 
 def findings(run):
     """List of (title, text) of what may be wrong with a run, the gravest first."""
-    checks = (_vanished, _dominant, class_health, _piled, _unsettled, _fallen)
+    checks = (_vanished, _dominant, class_health, _piled, _unsettled, _fallen, _fewer_than_asked)
     return [finding for check in checks for finding in check(run)]
 
 
+def _fewer_classes(run):
+    """How the command of a run is told to make fewer classes."""
+    return "a smaller --K" if "K" in run.parameters else "fewer references"
+
+
+def _scaled(parameters):
+    """Whether the references of a run have one standard deviation."""
+    return parameters.get("normalize_references", "K" in parameters) or parameters.get("assignment") == "likeliest"
+
+
+def ways_to_keep_classes(scaled, vanished, assignment, fewer):
+    """What may help where classes vanish, of the options that are not set yet.
+
+    Parameters
+    ----------
+    scaled : bool
+        Whether references have one standard deviation.
+    vanished, assignment : str or None
+        As for ``mref_ali2d``; None if the command has no such option.
+    fewer : str
+        How the command is told to make fewer classes.
+    """
+    ways = [] if scaled else ["--normalize_references"]
+    ways += [] if vanished in (None, "split") else ["--vanished=split"]
+    ways += [] if assignment in (None, *LIMITED) else ["--assignment=capped"]
+    return " or ".join([*ways, fewer])
+
+
 def _vanished(run):
-    gone = np.flatnonzero(run.vanished)
+    gone, p = np.flatnonzero(run.vanished), run.parameters
     if gone.size:
+        scaled = _scaled(p)
+        why = "" if scaled else " References of unequal contrast do this."
+        ways = ways_to_keep_classes(scaled, p.get("vanished"), p.get("assignment"), _fewer_classes(run))
         yield (f"{gone.size} of {run.n_references} classes vanished",
                f"{_named('Class', 'Classes', gone)} {'has' if gone.size == 1 else 'have'} fewer than four particles, "
-               "too few for an average. References of unequal contrast do this: --normalize_references scales them; or "
-               "give fewer, or --vanished=split, or --assignment=capped.")
+               f"too few for an average.{why} Try {ways}.")
 
 
 def _dominant(run):
     share = run.counts[-1] / run.n_particles
     if run.n_references > 2 and share.max() > DOMINANT:
+        why = ("several views in one, or junk, than one view: look at its average" if _scaled(run.parameters) else
+               "a matter of contrast than of biology: look at the standard deviations of the references")
         yield (f"Class {share.argmax()} holds {share.max():.0%} of all particles",
-               "A class that swallows most particles is more often a matter of contrast than of biology: look at the "
-               "standard deviations of the references.")
+               f"A class that swallows most particles is more often {why}.")
 
 
 def class_health(run):
@@ -106,8 +138,9 @@ def class_health(run):
         more = f"; and {len(groups) - MOST_GROUPS} groups more" if len(groups) > MOST_GROUPS else ""
         pooled = ",".join(map(str, groups[0]))
         yield (f"Classes show the same view: {'; '.join(named[:MOST_GROUPS])}{more}",
-               f"Aligned and corrected for noise, their averages correlate by {health.SAME_VIEW:g} or more. Give fewer "
-               f"references, or put the particles together: mrefali select {place} one.star --classes={pooled}.")
+               f"Aligned and corrected for noise, their averages correlate by {health.SAME_VIEW:g} or more. Give "
+               f"{_fewer_classes(run)}, or put the particles together: mrefali select {place} one.star "
+               f"--classes={pooled}.")
     detail = run.detail[-1]
     poor = health.junk(detail, run.detail_error[-1])
     if poor.size:
@@ -122,7 +155,7 @@ def class_health(run):
 
 def _piled(run):
     for axis, edge, share in piles(run):
-        name, option = "xy"[axis], ("--xr", "--yr")[axis]
+        name, option = "xy"[axis], "--yr" if axis and "K" not in run.parameters else "--xr"
         at_limit = edge in borders(run, axis).limit
         way_out = ("There the disc of radius ou meets the edge of the image: give a smaller --ou, or a larger box"
                    if at_limit else f"Give a larger {option}")
@@ -134,15 +167,24 @@ def _unsettled(run):
     changed = run.changed[-1].sum() / run.n_particles
     if run.n_iterations > 1 and changed > UNSETTLED:
         yield (f"{changed:.0%} of the particles still changed class in the last iteration",
-               "The classes have not settled: more iterations may help, or fewer references that look alike. Go on "
-               "with the last averages as references.")
+               f"The classes have not settled: more iterations may help, or {_fewer_classes(run)}, if some look alike. "
+               "Go on with the last averages as references.")
 
 
 def _fallen(run):
     if run.n_iterations > 1 and run.criterion[-1] < run.criterion[-2]:
+        way_out = "" if "K" in run.parameters else "; --maxit=0 ends a run at the first"  # that of classify ends later
         yield ("The criterion fell in the last iteration",
                f"From {run.criterion[-2]:.6g} to {run.criterion[-1]:.6g}. Small falls are usual once a run has "
-               "settled; --maxit=0 ends a run at the first.")
+               f"settled{way_out}.")
+
+
+def _fewer_than_asked(run):
+    asked = run.parameters.get("K", 0)
+    if run.n_references < asked:
+        yield (f"{run.n_references} classes were found, K={asked} asked for",
+               "No more could be told apart from noise. More particles, or particles that are better centred, may show "
+               "more views; a larger --K does not.")
 
 
 def _named(one, several, numbers, most=12):

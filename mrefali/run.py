@@ -21,7 +21,7 @@ from mrefali.assignment import LIMITED
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
 from mrefali.checks import Options, check_places, check_saving, prepare, use_threads
 from mrefali.errors import InputError, RunFailed, Stopped, one_line
-from mrefali.findings import class_health
+from mrefali.findings import class_health, ways_to_keep_classes
 from mrefali.io import ArrayStack, check_new_file, check_room, hold, open_stack, write_stack
 from mrefali.outdir import OutputDirectory, bytes_needed
 from mrefali.page import Reporter
@@ -742,15 +742,6 @@ def _duration(seconds):
     return f"{seconds:.2g} s" if seconds < 99.5 else str(datetime.timedelta(seconds=round(seconds)))
 
 
-def _ways_to_keep_classes(settings):
-    """Options that are not set yet."""
-    scaled = settings.normalize_references or settings.assignment == "likeliest"
-    ways = [] if scaled else ["--normalize_references"]
-    ways += [] if settings.vanished == "split" else ["--vanished=split"]
-    ways += [] if settings.assignment in LIMITED else ["--assignment=capped"]
-    return " or ".join(ways) or "fewer references"
-
-
 def _most_iterations(settings):
     return f"{'' if settings.maxit else 'at most '}{settings.most_iterations}"
 
@@ -774,8 +765,10 @@ def _report_iteration(iteration, settings):
                        iteration.number, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
     if vanished > len(counts) / 4 and not settings.local:
-        logger.warning("iteration %d: %d of %d classes have fewer than four particles; references of unequal contrast "
-                       "do this: try %s", iteration.number, vanished, len(counts), _ways_to_keep_classes(settings))
+        scaled = settings.normalize_references or settings.assignment == "likeliest"
+        logger.warning("iteration %d: %d of %d classes have fewer than four particles%s: try %s", iteration.number,
+                       vanished, len(counts), "" if scaled else "; references of unequal contrast do this",
+                       ways_to_keep_classes(scaled, settings.vanished, settings.assignment, "fewer classes"))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
                 _most_iterations(settings), iteration.criterion, counts.min(),

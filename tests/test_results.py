@@ -1,6 +1,9 @@
 """A run opened in Python: its tables and arrays are those of the files, its figures show what they say."""
 
+import inspect
 import io
+import json
+import re
 
 import finished
 import numpy as np
@@ -11,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import mrefali
-from mrefali import average, findings, geometry, reference, results
+from mrefali import average, commands, findings, geometry, reference, results
 from mrefali.errors import InputError
 
 
@@ -285,6 +288,37 @@ def test_vanished_dominant_unsettled_and_fallen_are_found(tmp_path):
         "2 of 6 classes", "Class 0 holds ", titles(outdir)[2][:14], "The criterion "]
     assert "of the particles still changed class" in titles(outdir)[2]
     assert findings.findings(mrefali.open_run(outdir))[0][1].startswith("Classes 1, 2 have fewer than four")
+
+
+def put_parameters(outdir, remove, **others):
+    with open(f"{outdir}/parameters.json") as file:
+        parameters = json.load(file)
+    with open(f"{outdir}/parameters.json", "w") as file:
+        json.dump({name: value for name, value in parameters.items() if name not in remove} | others, file)
+
+
+@pytest.mark.parametrize("command", ["mref_ali2d", "classify"])
+def test_a_finding_names_options_that_the_command_has(tmp_path, command):
+    outdir = finished.write(tmp_path, n_particles=1000, vanished=(1, 2))
+    if command == "classify":
+        put_parameters(outdir, ("xrng", "yrng", "step"), K=20, xr=2.0, yr=2.0, ts=1.0, maxit=0, vanished="split",
+                       assignment="likeliest")
+    else:
+        put_parameters(outdir, (), vanished="random", assignment="best", normalize_references=False)
+    put_health(outdir, like={3: 4}, likeness={3: 0.97}, detail={0: 0.42}, count={0: 800}, changed={5: 900},
+               criterion=dict.fromkeys(range(6), 0.5))
+    table = pandas.read_csv(f"{outdir}/poses.csv")
+    table["alpha"], table["mirror"], table["sx"] = 0.0, 0, 0.0
+    table["sy"] = np.clip(np.random.default_rng(1).normal(0, 2.5, 1000).round(), -2, 2)
+    table.to_csv(f"{outdir}/poses.csv", index=False)
+    found = findings.findings(mrefali.open_run(outdir))
+    assert len(found) == (9 if command == "classify" else 8)  # two of them piles
+    text = " ".join(said for _, said in found)
+    named = set(re.findall("--([A-Za-z_0-9]+)", text)) - {"classes"}  # that of select
+    assert named <= inspect.signature(getattr(commands, command)).parameters.keys()
+    assert named == ({"K", "assignment", "xr"} if command == "classify" else
+                     {"normalize_references", "vanished", "assignment", "yr", "maxit"})
+    assert ("6 classes were found, K=20 asked for" in [title for title, _ in found]) == (command == "classify")
 
 
 def put_health(outdir, **columns):

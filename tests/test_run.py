@@ -683,7 +683,7 @@ def test_many_vanished_classes_are_warned_of_with_the_way_out(files, capsys):
     assert cli.main(["mref_ali2d", *files, "--ou=6", "--maxit=1", "--center=0"]) == 0
     assert capsys.readouterr().err == (
         "mrefali: warning: iteration 0: 2 of 3 classes have fewer than four particles; references of unequal contrast "
-        "do this: try --normalize_references or --vanished=split or --assignment=capped\n")
+        "do this: try --normalize_references or --vanished=split or --assignment=capped or fewer classes\n")
 
 
 def test_poses_csv_is_there_after_each_iteration(files, monkeypatch):
