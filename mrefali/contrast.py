@@ -62,8 +62,9 @@ class Contrast:
         self.ratio = np.maximum(power / noise - 1, 0)
         self.ratio[-1] = 0  # the last ring has the corners of Fourier space in it, which a turned image has lost
         if not (self.ratio[1:] > 0).any():
-            raise InputError(f"the particles have nothing within radius ou={radius} that they have not outside it, or "
-                             "at high frequencies: they seem to be noise alone")
+            # radius may be of particles that were shrunk, and not what a user gave
+            raise InputError("the particles have nothing within the radius ou that they have not outside it, or at "
+                             "high frequencies: they seem to be noise alone; give an ou that holds the molecule alone")
         self.ratio[0] = self.ratio[1]  # the mean of a particle says nothing
         self._level = noise[self._ring]
         self._snr, self._ctf_sq, self._ctf_varies = snr, 1.0, 1.0
