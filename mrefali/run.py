@@ -333,9 +333,9 @@ def _run_on_files(options, call):
                 report_range(plan)
                 _report_obstacle(particles, outdir)
                 report_memory(plan)
-                if options.K is not None:
+                if options.K is not None and not call["resume"]:
                     seconds = classification.estimate_seconds(plan.particles, plan.settings, options.K)
-                    logger.info("estimate: %s, more or less by half, to find the references", _duration(seconds))
+                    logger.info("estimate: %s, within a factor of two, to find the references", _duration(seconds))
                 report_time([plan], comm)
             return
         with comm.agreeing():

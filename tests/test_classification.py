@@ -162,7 +162,7 @@ def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch
     stack = write(tmp_path, n=20)
     assert cli.main(["classify", stack, str(tmp_path / "out"), "--K=2", "--check"]) == 0
     said = capsys.readouterr().out
-    seeding = "estimate: [0-9].*, more or less by half, to find the references\n"
+    seeding = "estimate: [0-9].*, within a factor of two, to find the references\n"
     assert re.search(seeding + ".*estimate: .* an iteration", said)
     assert not (tmp_path / "out").exists()
 
