@@ -78,7 +78,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     normalize_references : bool
         scale references to one standard deviation, so none wins by contrast
     assignment : str, best, likeliest, capped or equal
-        peak, likelihood, limited size
+        highest correlation, most probable, limited size
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -122,7 +122,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
              resume: bool = False, save_every: int = 0, write_back: str = "journal"):
     """From raw particles to class averages and poses, without references.
 
-    Classes are found in a hundred particles a class, drawn at random; their averages are the references of
+    Classes are found in 100 particles a class, 2000 at least, drawn at random; their averages are references of
     what is then mref_ali2d with other defaults, and references scaled to one standard deviation. Poses in the
     headers are ignored. There may be fewer classes than K: two of one view are made one. Output is that of
     mref_ali2d.
@@ -174,7 +174,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     interpolation : str, quadratic or fourier
         how particles are moved into the averages
     assignment : str, best, likeliest, capped or equal
-        peak, likelihood, limited size
+        highest correlation, most probable, limited size
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB

@@ -232,8 +232,9 @@ def classify(stack, outdir, maskfile=None, *, K, ir=1, ou=-1, xr=-1, ts=1.0, cen
              max_memory=None, quiet=False, check=False, live=False, resume=False, save_every=0, write_back="journal"):
     """From raw particles to classes: references are found in the particles, then refined with all of them.
 
-    The references are the averages of the classes that :mod:`mrefali.seeding` finds in at most a hundred particles a
-    class, drawn at random. Then this is :func:`mref_ali2d` with other defaults. The poses in the headers are ignored.
+    The references are the averages of the classes that :mod:`mrefali.seeding` finds in some of the particles, drawn at
+    random, see :func:`mrefali.classification.n_drawn`. Then this is :func:`mref_ali2d` with other defaults. The poses
+    in the headers are ignored.
 
     Parameters
     ----------

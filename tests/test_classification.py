@@ -11,7 +11,7 @@ from test_mpi import launch_python, same_files
 import mrefali
 from mrefali import cli, structure
 from mrefali.accuracy import compare
-from mrefali.classification import bytes_needed
+from mrefali.classification import bytes_needed, n_drawn
 from mrefali.errors import InputError, RunFailed
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
@@ -48,6 +48,23 @@ def test_raw_particles_become_classes(tmp_path, capsys):
     assert run.parameters["xr"] == 2.0  # a twentieth of the box
     assert run.parameters["outer_radius"] == 13
     assert any(re.fullmatch("seeds: round 1: [0-9]+ classes", text) for *_, text in run.log)
+
+
+@pytest.mark.jit_only
+def test_classes_found_in_some_of_the_particles_get_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("mrefali.classification.PARTICLES_A_CLASS", 30)
+    monkeypatch.setattr("mrefali.classification.FEWEST_PARTICLES", 40)
+    stack, out = write(tmp_path, n=240), str(tmp_path / "out")
+    mrefali.classify(stack, out, K=2, quiet=True)
+    run = mrefali.open_run(out)
+    assert "seeds: in 60 particles of 32 x 32 px, 2 classes at most" in [text for *_, text in run.log]
+    assert run.counts[-1].sum() == 240
+    assert min(shares(stack, 2, 2)) > 0.95
+
+
+def test_seeds_are_found_in_a_hundred_particles_a_class_and_in_two_thousand_at_least():
+    assert [n_drawn(n, 8) for n in (500, 5000)] == [500, 2000]
+    assert [n_drawn(n, 50) for n in (500, 50000)] == [500, 5000]
 
 
 @pytest.mark.jit_only
@@ -170,9 +187,9 @@ def test_checking_finds_no_seeds_and_makes_nothing(tmp_path, capsys, monkeypatch
 def test_the_memory_of_seeding_is_in_the_estimate(tmp_path, monkeypatch):
     stack = open_stack(write(tmp_path, n=24))
     search = search_of(BOX, 12, 1.0)[0]
-    # twice the pixels of 24 particles, and of many a hundred a class, and what a group takes that may be all of them
+    # twice the pixels of 24 particles, and of many two thousand, and what a group takes that may be all of them
     assert bytes_needed(24, 6, search) == 2 * 4 * 24 * BOX**2 + structure.bytes_needed(24, BOX)
-    assert bytes_needed(10**6, 6, search) == 2 * 4 * 600 * BOX**2 + structure.bytes_needed(600, BOX)
+    assert bytes_needed(10**6, 6, search) == 2 * 4 * 2000 * BOX**2 + structure.bytes_needed(2000, BOX)
     # or of pairs, where there are many classes: eight particles a class begin as references
     assert bytes_needed(10**6, 60, search) == 2 * 4 * 6000 * BOX**2 + 6000 * 480 * PAIR_BYTES
     monkeypatch.setattr("mrefali.classification.bytes_needed", lambda *numbers: 1 << 50)
