@@ -48,7 +48,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     ts : tuple, px, at least 0.01
         step of the search, may be below 1; or one a stage
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 rotational, 4 power
     maxit : int, at least 0
         iterations a stage; 0: at most 10, till the criterion falls
     CTF : bool
@@ -70,7 +70,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
     vanished : str, random, split, keep or reseed
-        what replaces a class of under four
+        replaces a class below 4 particles
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
@@ -78,7 +78,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     normalize_references : bool
         scale references to one standard deviation, so none wins by contrast
     assignment : str, best, likeliest, capped or equal
-        highest correlation, most probable, limited size
+        how a particle gets its class
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -146,7 +146,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     ts : float, px, at least 0.01
         step of the search
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 rotational, 4 power
     maxit : int, at least 0
         iterations; 0: till 1 % change class, at most 10
     CTF : bool
@@ -168,13 +168,13 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
     vanished : str, random, split, keep or reseed
-        what replaces a class of under four
+        replaces a class below 4 particles
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
         how particles are moved into the averages
     assignment : str, best, likeliest, capped or equal
-        highest correlation, most probable, limited size
+        how a particle gets its class
     threads : int, at least 0
         threads; 0 takes every core this process may use
     max_memory : str, such as 4GB
@@ -227,7 +227,7 @@ def seed(stack: str, refs: str, mask: str = None, *,
     xr : float, px, at least 0, or -1
         search in x and y; -1: a twentieth of the box
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 rotational, 4 power
     CTF : bool
         weight by the CTF in the headers
     snr : float, above 0
@@ -362,7 +362,7 @@ def ali2d(stack: str, outdir: str, mask: str = None, *,
     ts : tuple, px, at least 0.01
         step of the search; one a stage
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own turns, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 rotational, 4 power
     maxit : int, at least 0
         iterations a stage; 0: at most 10, till the criterion falls
     CTF : bool
@@ -443,9 +443,9 @@ def k_means(stack: str, outdir: str, mask: str = None, *,
     maxit : int, at least 1
         iterations of a trial at most
     trials : int, at least 1
-        beginnings; the one that fits best counts
+        random starts; the best one counts
     rand_seed : int, at least 0
-        seed of the beginnings
+        seed of the random starts
     CTF : bool
         multiply particles by the CTF in the headers, and weight averages by it
     snr : float, above 0
@@ -498,9 +498,9 @@ def k_means_groups(stack: str, outdir: str, mask: str = None, *,
     maxit : int, at least 1
         iterations of a trial at most
     trials : int, at least 1
-        beginnings for each K; the one that fits best counts
+        random starts for each K; the best one counts
     rand_seed : int, at least 0
-        seed of the beginnings
+        seed of the random starts
     CTF : bool
         multiply particles by the CTF in the headers
     MPI : bool

@@ -74,8 +74,9 @@ def test_the_numbers_in_the_text_are_the_programs():
 
 
 def test_functions_of_the_same_name_are_in_the_package():
-    for name in re.search(r"`from mrefali import\s+([^`]+)`", TEXT)[1].split(","):
-        assert callable(getattr(mrefali, name.strip()))
+    names = [name.strip() for name in re.search(r"`from mrefali import\s+([^`]+)`", TEXT)[1].split(",")]
+    assert sorted(names) == sorted(command.__name__ for command in commands.COMMANDS)
+    assert all(callable(getattr(mrefali, name)) for name in names)
 
 
 def test_the_call_in_python_has_the_parameters_named():
