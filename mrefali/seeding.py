@@ -28,7 +28,7 @@ from mrefali import average, geometry, structure
 from mrefali.contrast import Contrast, centered_average
 from mrefali.fourier import shrink_factor
 from mrefali.likelihood import Likeliest
-from mrefali.neighbours import choose, neighbourhoods
+from mrefali.neighbours import choose, coarse_search, neighbourhoods
 from mrefali.search import Search
 from mrefali.structure import SMALLEST_PART, SURE, Structures
 
@@ -49,8 +49,8 @@ FEWEST_ITERATIONS, MOST_ITERATIONS, SETTLED = 3, 10, 0.01
 #: Iterations of the first classes at most, of which several are one view: they would exchange particles for long.
 FIRST_ITERATIONS = 4
 
-#: Iterations, 1 at least, that search all shifts whenever classes have changed; those after them search so many px
-#: about the shifts that were found.
+#: Iterations, 1 at least, that search all shifts whenever classes have changed, the first in the steps of neighbours,
+#: since averages are to change; those after them search so many px about the shifts that were found.
 WIDE_ITERATIONS, NEAR = 2, 1.0
 
 #: How often classes are dropped at most; in between they are split, or newcomers join them.
@@ -220,7 +220,7 @@ def _settle(images, classes, contrast, search, most=MOST_ITERATIONS):
     for number in range(most):
         before = classes
         if number < WIDE_ITERATIONS:
-            within, starts = search, geometry.identity_poses(len(images))
+            within, starts = search if number else coarse_search(search), geometry.identity_poses(len(images))
         else:  # averages were centred anew since, by about half a px at first: less than a near search reaches
             within, starts = near, _starts(before.poses, search, near)
         likeliest = Likeliest(contrast.references(before.averages, before.counts), within)
