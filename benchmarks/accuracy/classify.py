@@ -1,4 +1,4 @@
-"""How right ``classify`` is from raw particles: a table of docs/classes.md, and of docs/accuracy.md beside RELION.
+"""How right ``classify`` is from raw particles: a table of docs/classes.md.
 
 ``python benchmarks/accuracy/classify.py`` prints it; ``--sets=0,3 --seeds=2`` a part of it. One process of one thread a
 core.
@@ -20,7 +20,7 @@ import mrefali
 from mrefali.io import open_stack
 from mrefali.simulation import read_truth
 
-#: Name, views (and K), and how the particles are simulated: 100 a view, 64 px.
+#: Name, views (and K), and how the particles are simulated, of 64 px, 100 a view if nothing else is said.
 SETS = (
     ("8 views, SNR 0.3", 8, {"snr": 0.3}),
     ("8 views, SNR 0.1", 8, {"snr": 0.1}),
@@ -29,6 +29,9 @@ SETS = (
     ("20:1, SNR 0.1", 8, {"snr": 0.1, "sizes": UNEQUAL}),
     ("10 % junk, SNR 0.1", 8, {"snr": 0.1, "junk": 0.1}),
     ("30 views, SNR 0.1", 30, {"snr": 0.1}),
+    ("20:1, SNR 0.1, 4000 particles", 8, {"snr": 0.1, "sizes": UNEQUAL, "n_particles": 4000}),
+    ("CTF, SNR 0.1", 8, {"snr": 0.1, "CTF": True}),
+    ("CTF, 20:1, SNR 0.1", 8, {"snr": 0.1, "sizes": UNEQUAL, "CTF": True}),
 )
 
 
@@ -36,9 +39,10 @@ def run(views, options, seed, assignment):
     """Share of the particles in the right class, views that have a class, and classes made, of one set."""
     with tempfile.TemporaryDirectory() as folder:
         stack, out = Path(folder, "p.hdf"), Path(folder, "out")
-        mrefali.simulate(stack, 100 * views, views, 64, seed=seed, **options)
+        mrefali.simulate(stack, **{"n_particles": 100 * views, "n_views": views, "box": 64, "seed": seed} | options)
         subprocess.run([Path(sys.executable).parent / "mrefali", "classify", stack, out, f"--K={views}",
-                        f"--assignment={assignment}", "--threads=1", "--quiet"], check=True)
+                        f"--assignment={assignment}", f"--CTF={options.get('CTF', False)}", "--threads=1", "--quiet"],
+                       check=True)
         assign, (truth, _) = np.array(open_stack(stack).column("assign")), read_truth(Path(folder, "p_truth.csv"))
     return judged(assign, truth, views)
 
