@@ -1,4 +1,4 @@
-"""Particles to the class that they are of most likely, and their poses in it.
+"""Particles to their most probable class, and their poses in it.
 
 Three things count beside how well a particle fits an average. Its own part in that average is taken out, or a small
 class would hold what it has. A larger class is as much more likely, or two classes of one view would share its

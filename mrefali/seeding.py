@@ -5,7 +5,7 @@ Six steps, the last four repeated:
 1. *Neighbours.* Some particles, drawn at random, are references for all. Each gives way to the average of those that
    are most like it, twice over, see :mod:`mrefali.neighbours`.
 2. *Choice.* Of these averages as many are taken, twice the classes asked for, as fit all particles best together.
-3. *Alignment.* Every particle goes to the class it is of most likely, and is aligned to its average; new averages.
+3. *Alignment.* Every particle goes to its most probable class, and is aligned to its average; new averages.
 4. *Dropping.* A class is dropped where nothing tells it from that which its members fit best of the others.
 5. *Splitting.* A class whose members differ by more than noise is cut in two along a principal component, and its
    members are aligned to the two parts, which take its place.
