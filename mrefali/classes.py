@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrefali import average, health, reference
+from mrefali import average, geometry, health, reference
 from mrefali.ctf import LEAST_CTF_SQ, wiener_divide
 
 details = logging.getLogger("mrefali.details")  # for the log of the run alone
@@ -157,7 +157,7 @@ def tallies_of(members, poses, settings):
 
 
 def _tally(k, members, poses, settings):
-    center = _mean_shift(poses[members]) if settings.center == -1 else settings.center
+    center = geometry.mean_shift(poses[members]) if settings.center == -1 else settings.center
     return Tally(k, np.bincount(members % 2, minlength=2), center)
 
 
@@ -236,12 +236,6 @@ def _call(settings, k, center, mean, frc):
     return image, shift, fitted
 
 
-def _mean_shift(poses):
-    """Mean (sx, sy) of a class, sx negated for its mirrored members (SPEC section 5, ``center=-1``)."""
-    sign = np.where(poses["mirror"] != 0, -1.0, 1.0)
-    return np.array([(sign * poses["sx"]).mean(), poses["sy"].mean()])
-
-
 # --- vanished classes: each policy returns a function from class to ClassUpdate, called in order of class
 
 
@@ -306,8 +300,7 @@ def _reseed(members, found, references, particles, settings, rng):
 
 def _reference_of(numbers, k, found, particles, settings):
     """The reference of class ``k`` that these particles make, as they were aligned."""
-    sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
-                             settings.move)
+    sums = settings.class_sums(1, particles)
     for first in range(0, len(numbers), particles.block_size):
         some = numbers[first:first + particles.block_size]
         sums.add(particles.read(some), found.poses[some], np.zeros(len(some), np.int32), some, particles.ctf_sq(some))

@@ -84,8 +84,7 @@ def _find(particles, settings, n_classes, report):
     poses = seeds.poses.copy()
     for name in ("sx", "sy"):
         poses[name] *= factor
-    sums = average.ClassSums(seeds.n_classes, full.box, particles.n_images, settings.largest,
-                             particles.ctf is not None, settings.move)
+    sums = settings.class_sums(seeds.n_classes, particles)
     for first in range(0, n, particles.block_size):
         some = slice(first, first + particles.block_size)
         numbers = drawn[some]

@@ -378,8 +378,7 @@ def _classify(plan, call, comm):
 def _averaged(plan, found, peak, began):
     """The averages of the classes as the only ``Iteration`` of a run."""
     particles, settings, n_classes = plan.particles, plan.settings, len(found.centers)
-    sums = average.ClassSums(n_classes, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
-                             settings.move)
+    sums = settings.class_sums(n_classes, particles)
     for block, images in particles.stream(0, particles.n_images):
         signals.check()
         average.normalize_particles(images, particles.inside)

@@ -169,8 +169,7 @@ def centered_average(moved, poses):
     -------
     (n, n) float32
     """
-    shift = np.where(poses["mirror"] != 0, -poses["sx"], poses["sx"]).mean(), poses["sy"].mean()
-    return fourier_shift(moved.mean(axis=0, dtype=np.float64), -np.array(shift)).astype(np.float32)
+    return fourier_shift(moved.mean(axis=0, dtype=np.float64), -geometry.mean_shift(poses)).astype(np.float32)
 
 
 def _filtered(image, factors):

@@ -164,6 +164,12 @@ def disc(box, radius):
     return d[:, None] ** 2 + d[None, :] ** 2 <= radius**2
 
 
+def mean_shift(poses):
+    """Mean (sx, sy) of a class, (2,) px, sx negated for its mirrored members (SPEC section 5, ``center=-1``)."""
+    sign = np.where(poses["mirror"] != 0, -1.0, 1.0)
+    return np.array([(sign * poses["sx"]).mean(), poses["sy"].mean()])
+
+
 def inverse_shift(poses):
     """``h = -R(alpha)^T (sx, sy)`` in px, about which the particle's rings are sampled (SPEC section 4).
 

@@ -100,6 +100,11 @@ class Settings:
         """Iterations of all stages together, at most."""
         return (1 + len(self.finer)) * (self.maxit or AUTO_STOP_ITERATIONS)
 
+    def class_sums(self, n_classes, particles):
+        """Empty ``average.ClassSums`` of so many classes of these particles."""
+        return average.ClassSums(n_classes, particles.box, particles.n_images, self.largest, particles.ctf is not None,
+                                 self.move)
+
     @property
     def inside(self):
         """Where normalisation looks: mask != 0, (n, n) bool (SPEC section 6)."""
@@ -166,8 +171,7 @@ def first_average(particles, poses, settings, comm):
         With the shift that centred the average.
     """
     start, stop = comm.share(particles.n_images)
-    sums = average.ClassSums(1, particles.box, particles.n_images, settings.largest, particles.ctf is not None,
-                             settings.move)
+    sums = settings.class_sums(1, particles)
     for block, images in particles.stream(start, stop):
         signals.check()
         average.normalize_particles(images, particles.inside)
@@ -287,8 +291,7 @@ def _search_and_sum(particles, references, poses, start, settings, comm, number,
     if settings.assignment == "likeliest":
         counts, assign = _averaged(assign, len(references), particles.n_images, comm)
     aligner = Aligner(references, settings, number, counts)
-    sums = average.ClassSums(len(references), particles.box, particles.n_images, settings.largest,
-                             particles.ctf is not None, settings.move)
+    sums = settings.class_sums(len(references), particles)
     found = Alignments(np.empty(n, np.int32), np.empty(n, geometry.POSE), np.empty(n))
     passes = 2 if settings.assignment in LIMITED else 1
     with progress(passes * particles.n_images, number, settings.most_iterations,

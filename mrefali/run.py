@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 import mrefali
-from mrefali import average, checkpoint, classification, geometry, parallel, signals
+from mrefali import checkpoint, classification, geometry, parallel, signals
 from mrefali.aligner import Aligner
 from mrefali.assignment import LIMITED
 from mrefali.checkpoint import Checkpoint, as_read, pose_checksum
@@ -629,8 +629,7 @@ def _search_and_sum_few(plan, n_particles):
     stage, few = plan.settings.stages[0], slice(0, n_particles)
     counts = np.full(len(plan.references), mean_class_size(plan.stack.n_images, len(plan.references)))
     aligner = Aligner(plan.references, stage, 0, counts)
-    sums = average.ClassSums(len(plan.references), plan.stack.box, plan.stack.n_images, plan.settings.largest,
-                             plan.particles.ctf is not None, plan.settings.move)
+    sums = plan.settings.class_sums(len(plan.references), plan.particles)
     began = time.perf_counter()
     images = plan.particles.read(few)
     classes = np.full(n_particles, -1, np.int32) if plan.classes is None else plan.classes[few]
