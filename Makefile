@@ -86,4 +86,6 @@ $(DEVELOPER): setup.cfg pyproject.toml | $(BIN)/python
 	# the browser in which the report is tested
 	command -v chromium >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# the kernels, once for all tests
+	$(BIN)/python -c "from mrefali import parallel, warmup; warmup.compile_kernels(parallel.SERIAL, 'capped')"
 	touch $@ $(USER)
