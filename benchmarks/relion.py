@@ -95,7 +95,7 @@ def classes_of_relion(folder):
 
 
 def score(program, folder):
-    """Share of the particles in the right class, by the majority in each class, and how many views have a class."""
+    """Share of the particles in the right class, by the majority in each, how many views have a class, and classes."""
     import numpy as np
 
     from mrefali.accuracy import match_classes
@@ -105,7 +105,7 @@ def score(program, folder):
     assign = classes_of_relion(folder) if program == "relion" else open_stack(str(folder / "p.hdf")).column("assign")
     assign = np.array(assign)
     views, _ = match_classes(assign, classes, max(CLASSES, assign.max() + 1), VIEWS)
-    return (views[assign] == classes).mean(), len(np.unique(views[views >= 0]))
+    return (views[assign] == classes).mean(), len(np.unique(views[views >= 0])), len(np.unique(assign))
 
 
 def main():
@@ -117,10 +117,11 @@ def main():
         for program in sys.argv[2:] or PROGRAMS:
             spent[name, program] = run(program, base / name / "particles", base / name / program)
     print(f"{PARTICLES} particles of {VIEWS} views, {BOX} px, SNR {SNR:g}, {CLASSES} classes, one core\n"
-          "| particles | program | right class, % | views with a class | CPU, s | wall, s | MB |\n" + "|---" * 7 + "|")
+          "| particles | program | right class, % | views with a class | classes | CPU, s | wall, s | MB |\n"
+          + "|---" * 8 + "|")
     for (name, program), (cpu, wall, megabytes) in spent.items():
-        share, found = score(program, base / name / program)
-        print(f"| {name} | {program} | {100 * share:.1f} | {found} of {VIEWS} | {cpu:.0f} | {wall:.0f} | "
+        share, found, made = score(program, base / name / program)
+        print(f"| {name} | {program} | {100 * share:.1f} | {found} of {VIEWS} | {made} | {cpu:.0f} | {wall:.0f} | "
               f"{megabytes:.0f} |")
 
 

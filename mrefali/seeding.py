@@ -38,8 +38,8 @@ BOX = 64
 #: Particles that begin as references, and averages chosen of those, for each class asked for.
 FIRST_REFERENCES, FIRST_CLASSES = 8, 2
 
-#: Newcomers at a time are this share of the classes asked for, but so many where there is room; each is the best of
-#: some particles.
+#: Newcomers at a time are this share of the classes asked for, and so many at least where there is room; each is chosen
+#: of so many particles.
 NEWCOMERS, FEWEST_NEWCOMERS, NEWCOMER_REFERENCES = 0.25, 2, 8
 
 #: Iterations of alignment between droppings, and of the two parts of a class, until less than this share of the

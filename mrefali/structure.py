@@ -105,6 +105,9 @@ def bytes_needed(n_particles, box):
 class Structures:
     """The structure of groups of particles, each found once.
 
+    Copies are drawn from one generator, and by how much they vary is pooled over all groups: within noise, what a group
+    is found to have depends on which were asked before.
+
     Parameters
     ----------
     images : (n_particles, n, n) float32
