@@ -165,13 +165,7 @@ def prepare(stack, references, options, comm, poses=None):
         if images is not None:
             _check_pixels(average.pixel_statistics(images, mask != 0), references.path, 0)
         n_references = len(images) if images is not None else options.K or 1
-        others = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
-        if options.assignment in LIMITED:
-            others += memory.of_peaks(stack.n_images, n_references, comm.size)
-        elif options.assignment == "likeliest":
-            others += likelihood.bytes_needed(n_references, stack.box)
-        others += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
-        others += (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
+        others = _bytes_beside_blocks(stack, options, n_references, comm.size)
         block_bytes = memory.block_bytes(options.max_memory, others, stack.box)
         blocks = memory.BLOCKS_HELD * min(block_bytes, 4 * stack.n_images * stack.box**2)
         if options.K is not None and comm.is_root:  # seeds are found before blocks are read
@@ -182,15 +176,31 @@ def prepare(stack, references, options, comm, poses=None):
     contrast = None
     if options.assignment == "likeliest":
         contrast = comm.made_by_root(lambda: particles.contrast(search.outer_radius, mask))
-    largest = max(comm.all_values(largest)) * (1 if options.interpolation == "quadratic" else EXTRA_GAIN)
-    settings = Settings(search, mask, options.center, options.maxit, function, options.rand_seed,
-                        largest, options.snr, options.vanished, options.center_limit, options.quiet, tuple(finer),
+    settings = _settings(options, (search, *finer), mask, function, max(comm.all_values(largest)), contrast)
+    return Plan(particles, images, poses, assign, classes, settings, others + blocks, poses)
+
+
+def _settings(options, searches, mask, function, largest, contrast):
+    """``refine.Settings`` of checked options, one search a stage; ``largest`` is that of the particles as they are."""
+    largest *= 1 if options.interpolation == "quadratic" else EXTRA_GAIN
+    settings = Settings(searches[0], mask, options.center, options.maxit, function, options.rand_seed,
+                        largest, options.snr, options.vanished, options.center_limit, options.quiet, searches[1:],
                         options.subpixel, options.local, move=INTERPOLATIONS[options.interpolation],
                         normalize_references=options.normalize_references, assignment=options.assignment,
                         contrast=contrast, settled=options.settled)
     band = Band(options.lowpass, options.highpass, settings.most_iterations)
-    return Plan(particles, images, poses, assign, classes, dataclasses.replace(settings, band=band), others + blocks,
-                poses)
+    return dataclasses.replace(settings, band=band)
+
+
+def _bytes_beside_blocks(stack, options, n_references, n_ranks):
+    """Memory that a rank takes beside the blocks of pixels, and beside the search for seeds."""
+    needed = memory.without_blocks(stack.n_images, n_references, stack.box) + options.CTF * ctf.KERNEL_BYTES
+    if options.assignment in LIMITED:
+        needed += memory.of_peaks(stack.n_images, n_references, n_ranks)
+    elif options.assignment == "likeliest":
+        needed += likelihood.bytes_needed(n_references, stack.box)
+    needed += (options.subpixel or options.local) * sharpening.spline_bytes(n_references, stack.box)
+    return needed + (options.interpolation == "fourier") * fourier.work_bytes(stack.box)
 
 
 def _bytes_of_seeds(stack, search, options, others):
