@@ -1416,20 +1416,16 @@ def sharpen(images, matrices, assign, inner_radius, outer_radius, farthest, coef
     matrices : (n_particles, 2, 3) float64
         Carry x, y of a particle onto the reference, both from the centre pixel; refined in place.
     assign : (n_particles,) int
-        The reference of each; -1 for a particle that stays as it is.
+        The reference of each.
     inner_radius, outer_radius : float, px
     farthest : float, px
         A step that leads shift, or the rim of the disc, farther than this from the present pose is not taken.
     coefficients : (n_references, (n + 2 margin)**2) float32
         Of cubic B-splines, the references having ``margin`` px round them: more than twice ``farthest``, and 2.
     peak : (n_particles,) float64
-        Filled in: sum over the disc of reference times particle, that being of mean 0 and deviation 1 there; 0 for a
-        particle that stays as it is.
+        Filled in: sum over the disc of reference times particle, that being of mean 0 and deviation 1 there.
     """
     for i in prange(images.shape[0]):
-        if assign[i] < 0:
-            peak[i] = 0
-            continue
         rows = np.empty((3, images.shape[2]), np.float32)
         peak[i] = _sharpen_one(images[i], matrices[i], inner_radius, outer_radius, farthest, coefficients[assign[i]],
                                margin, rows)

@@ -8,17 +8,15 @@ chosen: a shift that is off by half a pixel costs more than there is between vie
 Arrays in, arrays out: this module knows no file and no rank.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from mrefali import geometry
 from mrefali.search import Alignments, align_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
-#: Likeliest classes of a particle for which its pose is refined before one is chosen, but for those that are e to such
-#: a power less likely than the first before: hardly any of these would be chosen, see docs/classes.md.
-REFINED, UNLIKELY = 3, 10.0
+#: Likeliest classes of a particle for which its pose is refined before one is chosen. Of these none is left out because
+#: the search has it far behind: at high SNR half a pixel puts the right one there.
+REFINED = 3
 
 #: Pairs of particle and class of which the poses are held at a time.
 PAIRS_AT_ONCE = 1 << 16
@@ -87,16 +85,12 @@ class Likeliest:
         each = align_each(images, poses, self._spectra, self._search)
         every = np.arange(len(each.peak))[:, None]
         scores = references.fair(each.peak, every, part_of)
-        by_search = scores + references.prior(every, part_of)
-        likely = np.argsort(-by_search, axis=0, kind="stable")[:REFINED].astype(np.int32)
+        ranked = np.argsort(-scores - references.prior(every, part_of), axis=0, kind="stable")
+        likely = ranked[:REFINED].astype(np.int32)
         candidates = [Alignments(k, each.poses[k, i], each.peak[k, i]) for k in likely]
-        worth_it = by_search[likely, i] >= by_search[likely[0], i] - UNLIKELY * references.unit
         if self._splines is not None:
-            candidates = [sharpen(images, replace(found, assign=np.where(some, found.assign, np.int32(-1))),
-                                  self._splines, self._search)
-                          for found, some in zip(candidates, worth_it, strict=True)]
+            candidates = [sharpen(images, found, self._splines, self._search) for found in candidates]
         peaks = np.stack([found.peak for found in candidates])
-        likelihoods = references.fair(peaks, likely, part_of) + references.prior(likely, part_of)
-        best = np.where(worth_it, likelihoods, -np.inf).argmax(axis=0)
+        best = (references.fair(peaks, likely, part_of) + references.prior(likely, part_of)).argmax(axis=0)
         return Alignments(likely[best, i], np.stack([found.poses for found in candidates])[best, i],
                           peaks[best, i]), scores.T

@@ -48,7 +48,6 @@ def sharpen(images, found, coefficients, search):
     ----------
     images : (n_particles, n, n) float32
     found : search.Alignments
-        A particle of class -1 stays as it is, with a peak of 0.
     coefficients : (n_references, ...) float32
         See :func:`splines`.
     search : search.Search

@@ -174,17 +174,6 @@ def test_the_same_bits_whatever_the_threads_and_however_particles_are_dealt_out(
         assert np.concatenate([c.peak for c in cut]).tobytes() == whole.peak.tobytes()
 
 
-def test_a_particle_of_no_class_stays_as_it_is_and_the_others_do_not_notice():
-    made, start = displaced(4, 48)
-    search, coefficients = Search(48, 1, 20, 1, 0, 0, 1), splines(made.views)
-    every = sharpen(made.images, start, coefficients, search)
-    some = sharpen(made.images, dataclasses.replace(start, assign=np.where([1, 0, 1, 0], start.assign, -1)),
-                   coefficients, search)
-    np.testing.assert_array_equal(some.peak, [every.peak[0], 0, every.peak[2], 0])
-    assert some.poses[[0, 2]].tobytes() == every.poses[[0, 2]].tobytes()
-    np.testing.assert_allclose(errors(some.poses[[1, 3]], start.poses[[1, 3]]), 0, atol=1e-12)
-
-
 def test_inputs_are_not_written():
     made, start = displaced(3, 48)
     before = made.images.copy(), start.poses.copy(), start.assign.copy(), start.peak.copy()
