@@ -87,24 +87,24 @@ def _fewer_classes(run):
     return "a smaller --K" if "K" in run.parameters else "fewer references"
 
 
-def _scaled(parameters):
-    """Whether the references of a run have one standard deviation."""
-    return parameters.get("normalize_references", "K" in parameters) or parameters.get("assignment") == "likeliest"
+def _unequal(parameters):
+    """Whether references compete with the standard deviations that they have; not where each particle has its class."""
+    return parameters.get("normalize_references") is False and parameters.get("assignment") != "likeliest"
 
 
-def ways_to_keep_classes(scaled, vanished, assignment, fewer):
+def ways_to_keep_classes(unequal, vanished, assignment, fewer):
     """What may help where classes vanish, of the options that are not set yet.
 
     Parameters
     ----------
-    scaled : bool
-        Whether references have one standard deviation.
+    unequal : bool
+        Whether references compete with the standard deviations that they have.
     vanished, assignment : str or None
         As for ``mref_ali2d``; None if the command has no such option.
     fewer : str
         How the command is told to make fewer classes.
     """
-    ways = [] if scaled else ["--normalize_references"]
+    ways = ["--normalize_references"] if unequal else []
     ways += [] if vanished in (None, "split") else ["--vanished=split"]
     ways += [] if assignment in (None, *LIMITED) else ["--assignment=capped"]
     return " or ".join([*ways, fewer])
@@ -113,9 +113,9 @@ def ways_to_keep_classes(scaled, vanished, assignment, fewer):
 def _vanished(run):
     gone, p = np.flatnonzero(run.vanished), run.parameters
     if gone.size:
-        scaled = _scaled(p)
-        why = "" if scaled else " References of unequal contrast do this."
-        ways = ways_to_keep_classes(scaled, p.get("vanished"), p.get("assignment"), _fewer_classes(run))
+        unequal = _unequal(p)
+        why = " References of unequal contrast do this." if unequal else ""
+        ways = ways_to_keep_classes(unequal, p.get("vanished"), p.get("assignment"), _fewer_classes(run))
         yield (f"{gone.size} of {run.n_references} classes vanished",
                f"{_named('Class', 'Classes', gone)} {'has' if gone.size == 1 else 'have'} fewer than four particles, "
                f"too few for an average.{why} Try {ways}.")
@@ -124,8 +124,8 @@ def _vanished(run):
 def _dominant(run):
     share = run.counts[-1] / run.n_particles
     if run.n_references > 2 and share.max() > DOMINANT:
-        why = ("several views in one, or junk, than one view: look at its average" if _scaled(run.parameters) else
-               "a matter of contrast than of biology: look at the standard deviations of the references")
+        why = ("a matter of contrast than of biology: look at the standard deviations of the references"
+               if _unequal(run.parameters) else "several views in one, or junk, than one view: look at its average")
         yield (f"Class {share.argmax()} holds {share.max():.0%} of all particles",
                f"A class that swallows most particles is more often {why}.")
 
@@ -173,7 +173,8 @@ def _unsettled(run):
 
 def _fallen(run):
     if run.n_iterations > 1 and run.criterion[-1] < run.criterion[-2]:
-        way_out = "" if "K" in run.parameters else "; --maxit=0 ends a run at the first"  # that of classify ends later
+        # maxit=0 of classify ends later
+        way_out = "; --maxit=0 ends a run at the first" if run.parameters["maxit"] and "K" not in run.parameters else ""
         yield ("The criterion fell in the last iteration",
                f"From {run.criterion[-2]:.6g} to {run.criterion[-1]:.6g}. Small falls are usual once a run has "
                f"settled{way_out}.")
@@ -183,8 +184,9 @@ def _fewer_than_asked(run):
     asked = run.parameters.get("K", 0)
     if run.n_references < asked:
         yield (f"{run.n_references} classes were found, K={asked} asked for",
-               "No more could be told apart from noise. More particles, or particles that are better centred, may show "
-               "more views; a larger --K does not.")
+               "No more could be told apart from noise in the particles that are looked at, 100 for each of K, 2000 at "
+               "least. Where there are more, a larger --K may find rarer views; else more particles, or particles that "
+               "are better centred.")
 
 
 def _named(one, several, numbers, most=12):

@@ -765,10 +765,10 @@ def _report_iteration(iteration, settings):
                        iteration.number, ", ".join(map(str, far)), max(far.values()))
     vanished = sum(c.vanished for c in iteration.classes)
     if vanished > len(counts) / 4 and not settings.local:
-        scaled = settings.normalize_references or settings.assignment == "likeliest"
+        unequal = not settings.normalize_references and settings.assignment != "likeliest"
         logger.warning("iteration %d: %d of %d classes have fewer than four particles%s: try %s", iteration.number,
-                       vanished, len(counts), "" if scaled else "; references of unequal contrast do this",
-                       ways_to_keep_classes(scaled, settings.vanished, settings.assignment, "fewer classes"))
+                       vanished, len(counts), "; references of unequal contrast do this" if unequal else "",
+                       ways_to_keep_classes(unequal, settings.vanished, settings.assignment, "fewer classes"))
     logger.info("iteration %d (%d of %s): criterion %.7g; classes %d/%d/%d (smallest/median/largest)%s; %.1f%% changed "
                 "class; %.2f s, %.0f particles/s", iteration.number, iteration.number + 1,
                 _most_iterations(settings), iteration.criterion, counts.min(),

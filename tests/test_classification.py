@@ -13,6 +13,7 @@ from mrefali import cli, structure
 from mrefali.accuracy import compare
 from mrefali.classification import bytes_needed, n_drawn
 from mrefali.errors import InputError, RunFailed
+from mrefali.findings import findings
 from mrefali.geometry import disc
 from mrefali.io import open_stack, write_stack
 from mrefali.seeding import PAIR_BYTES, Seeds, search_of
@@ -48,6 +49,16 @@ def test_raw_particles_become_classes(tmp_path, capsys):
     assert run.parameters["xr"] == 2.0  # a twentieth of the box
     assert run.parameters["outer_radius"] == 13
     assert any(re.fullmatch("seeds: round 1: [0-9]+ classes", text) for *_, text in run.log)
+
+
+@pytest.mark.jit_only
+def test_fewer_classes_than_asked_for_are_said(tmp_path, capsys):
+    stack, out = write(tmp_path), str(tmp_path / "out")
+    assert cli.main(["classify", stack, out, "--K=6"]) == 0
+    run = mrefali.open_run(out)
+    assert run.n_references == 2
+    assert "particles; no more could be told apart, of the 6 asked for\n" in capsys.readouterr().out
+    assert "2 classes were found, K=6 asked for" in [title for title, _ in findings(run)]
 
 
 @pytest.mark.jit_only

@@ -297,14 +297,22 @@ def put_parameters(outdir, remove, **others):
         json.dump({name: value for name, value in parameters.items() if name not in remove} | others, file)
 
 
-@pytest.mark.parametrize("command", ["mref_ali2d", "classify"])
-def test_a_finding_names_options_that_the_command_has(tmp_path, command):
+#: Of each command, options of its runs, and the options that findings name.
+OPTIONS = {
+    "mref_ali2d": ({"vanished": "random", "assignment": "best", "normalize_references": False},
+                   {"normalize_references", "vanished", "assignment", "yr", "maxit"}),
+    "classify": ({"K": 20, "xr": 2.0, "yr": 2.0, "ts": 1.0, "maxit": 0, "vanished": "split", "assignment": "likeliest"},
+                 {"K", "assignment", "xr"}),
+    "ali2d": ({"xr": [2.0], "yr": [2.0], "ts": [1.0], "maxit": 0}, {"yr"}),
+    "local_ali2d": ({}, {"maxit"}),
+}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_a_finding_names_options_that_the_command_has_and_has_not_set(tmp_path, command):
     outdir = finished.write(tmp_path, n_particles=1000, vanished=(1, 2))
-    if command == "classify":
-        put_parameters(outdir, ("xrng", "yrng", "step"), K=20, xr=2.0, yr=2.0, ts=1.0, maxit=0, vanished="split",
-                       assignment="likeliest")
-    else:
-        put_parameters(outdir, (), vanished="random", assignment="best", normalize_references=False)
+    options, expected = OPTIONS[command]
+    put_parameters(outdir, () if command == "mref_ali2d" else ("xrng", "yrng", "step"), **options)
     put_health(outdir, like={3: 4}, likeness={3: 0.97}, detail={0: 0.42}, count={0: 800}, changed={5: 900},
                criterion=dict.fromkeys(range(6), 0.5))
     table = pandas.read_csv(f"{outdir}/poses.csv")
@@ -312,12 +320,11 @@ def test_a_finding_names_options_that_the_command_has(tmp_path, command):
     table["sy"] = np.clip(np.random.default_rng(1).normal(0, 2.5, 1000).round(), -2, 2)
     table.to_csv(f"{outdir}/poses.csv", index=False)
     found = findings.findings(mrefali.open_run(outdir))
-    assert len(found) == (9 if command == "classify" else 8)  # two of them piles
     text = " ".join(said for _, said in found)
     named = set(re.findall("--([A-Za-z_0-9]+)", text)) - {"classes"}  # that of select
     assert named <= inspect.signature(getattr(commands, command)).parameters.keys()
-    assert named == ({"K", "assignment", "xr"} if command == "classify" else
-                     {"normalize_references", "vanished", "assignment", "yr", "maxit"})
+    assert named == expected
+    assert ("unequal contrast" in text) == (command == "mref_ali2d")
     assert ("6 classes were found, K=20 asked for" in [title for title, _ in found]) == (command == "classify")
 
 
