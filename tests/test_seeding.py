@@ -46,6 +46,20 @@ def test_a_class_is_worth_what_its_members_fit_the_second_best_less():
 
 
 @pytest.mark.jit_only
+def test_it_is_asked_once_how_particles_fit_two_averages_until_one_gets_more(monkeypatch):
+    images, made = particles(n=120, views=3)
+    halves = 2 * made.classes + np.arange(120) % 2
+    state, *_, structures = settled(images, made, halves, 6, most=1)
+    asked, tell = [], structures.told_by_fit
+    monkeypatch.setattr(structures, "told_by_fit", lambda groups, *rest: (asked.append(groups), tell(groups, *rest))[1])
+    assert len(_needed(state, 6, structures)) == 3
+    assert len(asked) > 3
+    pairs = [frozenset(group.tobytes() for group in groups) for groups in asked]
+    assert len(set(pairs)) == len(pairs)
+    assert min(len(group) for groups in asked[-2:] for group in groups) > 30  # halves, of 20, have become wholes
+
+
+@pytest.mark.jit_only
 @pytest.mark.parametrize("seed", range(3))
 def test_of_two_classes_of_one_view_one_can_be_done_without(seed):
     images, made = particles(n=120, views=2, snr=0.3, seed=seed)
@@ -152,7 +166,7 @@ def test_wrong_classes_settle_by_near_searches_as_well(monkeypatch):
     class Spy(Likeliest):
         def __init__(self, references, search):
             super().__init__(references, search)
-            searches.append(search.xr)
+            searches.append((search.xr, search.shift_step))
 
         def with_scores(self, images, poses, part_of):
             starts.append(inverse_shift(poses))
@@ -161,7 +175,7 @@ def test_wrong_classes_settle_by_near_searches_as_well(monkeypatch):
     monkeypatch.setattr("mrefali.seeding.Likeliest", Spy)
     monkeypatch.setattr("mrefali.seeding.SETTLED", 0.0)
     state, *_ = settled(images, made, labels, 3, half_range=3, most=6)
-    assert searches == [3, 3, 1, 1, 1, 1]
+    assert searches == [(3, 2), (3, 1), *[(1, 1)] * 4]
     assert not np.any(starts[:2])
     assert all(np.any(before != after) for before, after in pairwise(starts[1:]))  # each about the last
     assert (state.assign == made.classes).mean() > 0.95  # by whole searches 0.973
