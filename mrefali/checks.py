@@ -207,8 +207,10 @@ def _bytes_of_seeds(stack, search, options, others):
     """Memory in which the references are found, within ``max_memory`` beside the ``others``."""
     needed = classification.bytes_needed(stack.n_images, options.K, search)
     if options.max_memory is not None and others + needed > options.max_memory:
+        helps = needed > classification.bytes_needed(stack.n_images, 1, search)
         raise InputError(f"max_memory={options.max_memory / 2**20:.0f}MB is not enough: finding references for "
-                         f"K={options.K} takes {(others + needed) / 2**20 + 1:.0f} MB; give more, or a smaller K")
+                         f"K={options.K} takes {(others + needed) / 2**20 + 1:.0f} MB; give more"
+                         + ", or a smaller K" * helps)
     return needed
 
 

@@ -19,8 +19,9 @@ from mrefali.seeding import find_seeds, search_of
 PARTICLES_A_CLASS, FEWEST_PARTICLES = 100, 2000
 
 #: Particles and references that are timed for an estimate, and how many times as long as to align all first references
-#: once it takes to find seeds: measured, 32 with 4 classes of 4 views, 12 and 24 with 8 of 8 and of 4, 14 with 16 of 8.
-TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 18
+#: once it takes to find seeds: measured, 13 to 16 with 8 classes of 8 views, but 100 with 4 classes of these, which are
+#: cut and dropped time and again.
+TIMED_PARTICLES, TIMED_REFERENCES, TIMES_AS_LONG = 64, 8, 16
 
 
 def n_drawn(n_particles, n_classes):

@@ -99,8 +99,8 @@ def mref_ali2d(stack, refim, outdir, maskfile=None, ir=1, ou=-1, rs=1, xrng=0, y
     normalize_references : bool
         Scale the references to one standard deviation for the alignment; else the one with most contrast wins.
     assignment : str
-        ``best``: each particle goes to the reference it correlates best with. ``likeliest``: to the class it is of
-        most likely, see :mod:`mrefali.likelihood`; references are filtered for it by the contrast of the particles and
+        ``best``: each particle goes to the reference it correlates best with. ``likeliest``: to its most probable
+        class, see :mod:`mrefali.likelihood`; references are filtered for it by the contrast of the particles and
         scaled, see :mod:`mrefali.contrast`. ``capped``: no class is larger than
         three times its equal share; ``equal``: sizes differ by one at most. Within these limits the sum of the
         correlations is the largest there is, see :func:`mrefali.assignment.assign_within_limits`.
@@ -299,7 +299,8 @@ def seed(stack, refs, maskfile=None, *, K, ou=-1, xr=-1, center=-1, CTF=False, s
             max_memory=max_memory, reference_free=True, K=K), comm)
         references, _ = classification.find_references(plan.particles, plan.settings, K, comm, _report_seeds)
         write_stack(refs, references, pixel_size_A=particles.pixel_size_A)
-    logger.info("%d references in %s", len(references), refs)
+    logger.info("%d references in %s, found with ou=%d and xr=%g", len(references), refs,
+                plan.settings.search.outer_radius, plan.settings.search.xr)
 
 
 def _run_on_files(options, call):
@@ -336,7 +337,8 @@ def _run_on_files(options, call):
                 report_memory(plan)
                 if options.K is not None and not call["resume"]:
                     seconds = classification.estimate_seconds(plan.particles, plan.settings, options.K)
-                    logger.info("estimate: %s, within a factor of two, to find the references", _duration(seconds))
+                    logger.info("estimate: %s to find the references, several times that with more views than K",
+                                _duration(seconds))
                 report_time([plan], comm)
             return
         with comm.agreeing():
