@@ -70,7 +70,7 @@ def mref_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
     vanished : str, random, split, keep or reseed
-        replaces a class below 4 particles
+        what becomes of a class of under 4
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
@@ -168,7 +168,7 @@ def classify(stack: str, outdir: str, mask: str = None, *,
     highpass : float, 1/px, above 0 to 0.5
         for the alignment alone
     vanished : str, random, split, keep or reseed
-        replaces a class below 4 particles
+        what becomes of a class of under 4
     center_limit : float, px, above 0
         an average whose centre lies farther out is left where it is
     interpolation : str, quadratic or fourier
@@ -281,7 +281,7 @@ def local_ali2d(stack: str, refs: str, outdir: str, mask: str = None, *,
     ou : int, px, ir to below n/2 - 1, or -1
         outer radius; -1 stands for n//2 - 2
     center : int, -1 to 4
-        0 none, 1 phase, -1 mean shift, 2 mask, 3 own rotations, 4 power
+        0 none, 1 phase, -1 mean shift, 2 mask, 3 rotational, 4 power
     maxit : int, at least 0
         iterations; 0 is at most 10, ended when the criterion falls
     CTF : bool
