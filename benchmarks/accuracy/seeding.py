@@ -26,9 +26,9 @@ from mrefali.structure import SURE, Structures
 BOX, RADIUS, HALF_RANGE, VIEWS = 64, 28, 3.0, 8
 
 
-def simulated(seed, n, views, **options):
+def simulated(seed, views, **options):
     """Normalised images, what is true of them, and the search."""
-    made = simulate_particles(n, views, BOX, seed=seed, **options)
+    made = simulate_particles(**{"n_particles": 100 * views, "n_views": views, "box": BOX, "seed": seed} | options)
     search, images = search_of(BOX, RADIUS, HALF_RANGE)[0], made.images.copy()
     average.normalize_particles(images, geometry.disc(BOX, RADIUS))
     return images, made, search
@@ -36,7 +36,7 @@ def simulated(seed, n, views, **options):
 
 def excess(snr, seed):
     """The largest of each group of 100 particles of one view, and of each two such groups together."""
-    images, made, search = simulated(seed, 100 * VIEWS, VIEWS, snr=snr)
+    images, made, search = simulated(seed, VIEWS, snr=snr)
     structures = Structures(images, Contrast(images, RADIUS), search, np.random.default_rng(seed))
 
     def of(*views):
@@ -49,7 +49,7 @@ def excess(snr, seed):
 
 def right(views, options, seed):
     """Share of the particles in the right class, and views that have a class: as found, and as stay of the truth."""
-    images, made, search = simulated(seed, 100 * views, views, **options)
+    images, made, search = simulated(seed, views, **options)
     found = find_seeds(images, views, search, np.random.default_rng(1000))
     results = []
     for assign in (found.assign, settled_truth(images, made, views, search)):
@@ -75,8 +75,8 @@ def main(sets="", seeds=5):
     Parameters
     ----------
     sets : str
-        Which of the first seven of classify.py, by number from 0, such as 1,4; without it both tables, the second of
-        the first six.
+        Which of classify.py without a CTF, by number from 0, such as 1,4; without it both tables, the second of the
+        first six.
     seeds : int
     """
     with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
