@@ -80,7 +80,11 @@ def _find(particles, settings, n_classes, report):
     search, factor = _small_search(full)
     images = _small_images(particles, drawn, search, factor)
     report(f"in {n} particles of {search.box} x {search.box} px, {n_classes} classes at most")
-    seeds = find_seeds(images, n_classes, search, rng, report)
+    ctf = None
+    if particles.ctf is not None:
+        ctf = particles.ctf.parameters[drawn]
+        ctf["pixel_size_A"] *= factor
+    seeds = find_seeds(images, n_classes, search, rng, report, ctf)
 
     poses = seeds.poses.copy()
     for name in ("sx", "sy"):

@@ -186,9 +186,14 @@ def ctf_sq(parameters, n):
     (..., n_radii) float64
         Between 0 and 1.
     """
-    p = np.asarray(parameters)[..., None]
-    k2 = (np.arange(n_radii(n)) / (n * p["pixel_size_A"])) ** 2
-    return (np.sin(_phase(p, k2, p["defocus_um"] * k2)) * np.exp(-p["bfactor_A2"] / 4 * k2)) ** 2
+    return ctf_sq_at(np.asarray(parameters)[..., None], np.arange(n_radii(n)), n)
+
+
+def ctf_sq_at(parameters, radius, n):
+    """CTF^2 at the mean defocus, at any ``radius`` in Fourier pixels of images of n x n px; shapes are broadcast."""
+    k2 = (radius / (n * parameters["pixel_size_A"])) ** 2
+    phase = _phase(parameters, k2, parameters["defocus_um"] * k2)
+    return (np.sin(phase) * np.exp(-parameters["bfactor_A2"] / 4 * k2)) ** 2
 
 
 def wiener_divide(sums, ctf_sq_sum, snr):

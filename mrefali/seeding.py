@@ -97,7 +97,7 @@ def search_of(box, outer_radius, half_range, mirror=True):
     return Search(small, 1, radius, 1, half, half, 1.0, mirror), factor
 
 
-def find_seeds(images, n_classes, search, rng, report=lambda text: None):
+def find_seeds(images, n_classes, search, rng, report=lambda text: None, ctf=None):
     """Classes of unaligned particles.
 
     Parameters
@@ -111,6 +111,8 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     rng : numpy.random.Generator
     report : callable
         Is told in words of every round that changes the classes.
+    ctf : (n_particles,) ctf.CTF_PARAMETERS, optional
+        Of images that are multiplied by their CTF.
 
     Returns
     -------
@@ -118,7 +120,7 @@ def find_seeds(images, n_classes, search, rng, report=lambda text: None):
     """
     contrast = Contrast(images, search.outer_radius)
     classes = _first_classes(images, n_classes, contrast, search, rng)
-    structures, already_cut = Structures(images, contrast, search, rng), []
+    structures, already_cut = Structures(images, contrast, search, rng, ctf), []
     came, settled = np.zeros(len(images), bool), None
     for number in range(1, ROUNDS + 1):
         state = _settle(images, classes, contrast, search, FIRST_ITERATIONS if number == 1 else MOST_ITERATIONS)

@@ -5,7 +5,8 @@ The first by parallel analysis of their principal components; the second also by
 Particles that show one view differ by noise alone once they are aligned; of two views, some component has more of the
 variance. How much it has by noise is seen in copies of the particles: the average is taken out of each, and the
 residual, turned by an angle drawn at random, keeps its noise but no detail that stands still. Contrast does not count:
-how strongly a particle shows the average varies with the ice, and is taken out.
+how strongly a particle shows the average varies with the ice, and is taken out. Nor does the CTF: of the average each
+particle shows what its own has left.
 
 After J. L. Horn, A rationale and test for the number of factors in factor analysis, Psychometrika 30, 179-185 (1965).
 Arrays in, arrays out: this module knows no file and no rank.
@@ -14,11 +15,13 @@ Arrays in, arrays out: this module knows no file and no rank.
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.fft
 import scipy.linalg
 import scipy.stats
 
 from mrefali import average, fourier, geometry
 from mrefali.contrast import FITTED, centered_average
+from mrefali.ctf import ctf_sq_at
 from mrefali.search import align, align_each, ring_spectra
 from mrefali.sharpening import sharpen, splines
 
@@ -114,10 +117,12 @@ class Structures:
     contrast : contrast.Contrast
     search : search.Search
     rng : numpy.random.Generator
+    ctf : (n_particles,) ctf.CTF_PARAMETERS, optional
+        Of images that are multiplied by their CTF.
     """
 
-    def __init__(self, images, contrast, search, rng):
-        self.images, self.contrast, self.rng = images, contrast, rng
+    def __init__(self, images, contrast, search, rng, ctf=None):
+        self.images, self.contrast, self.rng, self.ctf = images, contrast, rng, ctf
         room = geometry.largest_outer_radius(search.box) - int(np.ceil(RADIUS_SHARE * search.outer_radius))
         wide = max(search.xr, min(search.xr + BEYOND, float(room)))
         radius = min(search.outer_radius, geometry.largest_outer_radius(search.box) - int(np.ceil(wide)))
@@ -176,6 +181,8 @@ class Structures:
         moved = fourier.transform(self.contrast.filtered(images, FILTER_COUNT), poses)
         basis = np.stack([np.ones(disc.shape, np.float32), moved.mean(axis=0)])
         common = np.linalg.qr(basis[:, disc].T.astype(np.float64))[0]
+        if self.ctf is not None:
+            moved -= self._shown(moved, basis[1], self.ctf[members])
         values, along = principal_components(moved[:, disc], common)
         # what strength and level differ by would be turned with the residuals, and no more be common
         amounts = np.linalg.lstsq(basis[:, disc].T, moved[:, disc].T)[0]
@@ -192,6 +199,21 @@ class Structures:
         self._freedom += n_copies - 1
         error = np.sqrt(self._squares / self._freedom / len(members)**POWER * (1 + 1 / n_copies))
         return Structure(members, poses, (values / usual - 1) / error, along)
+
+    def _shown(self, moved, average_of_them, ctf):
+        """What the CTF of each particle has left of the average, as strongly as it shows this, and a level.
+
+        At the exact frequency of each coefficient: from one Fourier pixel to the next a CTF may change its sign.
+        """
+        disc, n = self.contrast.disc, len(average_of_them)
+        radius, _ = fourier.half_spectrum(n)
+        mean = sum(ctf_sq_at(one, radius, n) for one in ctf) / len(ctf)
+        spectrum = scipy.fft.rfft2(average_of_them) / np.maximum(mean, np.finfo(np.float32).tiny)
+        shown, pair = np.empty_like(moved), np.ones((2, n, n))
+        for image, one, result in zip(moved, ctf, shown, strict=True):
+            pair[1] = scipy.fft.irfft2(spectrum * ctf_sq_at(one, radius, n), s=image.shape)
+            result[:] = np.tensordot(np.linalg.lstsq(pair[:, disc].T, image[disc])[0], pair, 1)
+        return shown
 
     def _aligned(self, images, average_of_them, count, searches):
         """Continuous poses after searches one after the other, each about what the last one found."""

@@ -238,7 +238,8 @@ def test_seeds_of_small_images_are_averages_at_full_size(tmp_path, monkeypatch):
         small[name] /= 2
     boxes = []
 
-    def find_seeds(images, n_classes, search, rng, report):
+    def find_seeds(images, n_classes, search, rng, report, ctf):
+        assert ctf is None
         boxes.append((images.shape, search.box))
         return Seeds(classes.astype(np.int32), small, 2)
 

@@ -11,6 +11,7 @@ from class_particles import BOX, RADIUS, particles
 
 from mrefali.average import normalize_particles, transform
 from mrefali.contrast import Contrast
+from mrefali.ctf import CtfKernels, premultiply
 from mrefali.geometry import disc, invert, make_poses
 from mrefali.seeding import search_of
 from mrefali.simulation import simulate_particles
@@ -47,6 +48,31 @@ def structure(n=120, half_range=1.0, amplitudes=None, **options):
         images = with_amplitudes(made, amplitudes)
     mean = transform(images, made.poses).mean(axis=0)
     return structures(images, half_range).of(np.arange(n), n, mean, n), made.classes
+
+
+@pytest.mark.jit_only
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_differing_defoci_leave_of_one_view_is_no_structure(views, seed):
+    box, radius, n = 64, 28, 120
+    made = simulate_particles(n, views, box, 0.1, 1.0, seed=seed, CTF=True)
+    images = made.images.copy()
+    premultiply(images, made.ctf, np.zeros(n, bool), CtfKernels(box))
+    normalize_particles(images, disc(box, radius))
+    mean = transform(images, made.poses).mean(axis=0)
+
+    def found(**options):
+        known = Structures(images, Contrast(images, radius), search_of(box, radius, 1.0)[0], np.random.default_rng(1),
+                           **options)
+        return known.of(np.arange(n), n, mean, n)
+
+    regardless, known = found(), found(ctf=made.ctf)
+    assert regardless.excess.max() > 3 * SURE
+    if views == 1:
+        assert known.excess.max() < 1.5 * SURE
+    else:
+        assert known.excess.max() > 3 * SURE
+        assert max((known.parts == made.classes).mean(), (known.parts != made.classes).mean()) > 0.9
 
 
 @pytest.mark.parametrize("share", [0.002, 0.01, 0.1, 0.3, 0.5, 0.8])
