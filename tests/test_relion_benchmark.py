@@ -34,6 +34,7 @@ def test_classes_are_counted_from_0_in_the_order_of_the_stack(relion, tmp_path):
 def test_a_class_has_the_view_that_most_of_it_show_and_a_view_may_have_none(relion, tmp_path):
     # class 3 is of view 0, class 9 too, class 5 of view 2; the one particle of view 1 is in another's class
     write_run(tmp_path, [0, 0, 0, 0, 2, 2, 1], [3, 3, 9, 5, 5, 5, 3])
-    share, views = relion.score("relion", tmp_path)
+    share, views, classes = relion.score("relion", tmp_path)
+    assert classes == 3
     assert share == pytest.approx(5 / 7)
     assert views == 2
