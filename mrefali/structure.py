@@ -182,7 +182,7 @@ class Structures:
         basis = np.stack([np.ones(disc.shape, np.float32), moved.mean(axis=0)])
         common = np.linalg.qr(basis[:, disc].T.astype(np.float64))[0]
         if self.ctf is not None:
-            moved -= self._shown(moved, basis[1], self.ctf[members])
+            self._take_out_shown(moved, basis[1], self.ctf[members])
         values, along = principal_components(moved[:, disc], common)
         # what strength and level differ by would be turned with the residuals, and no more be common
         amounts = np.linalg.lstsq(basis[:, disc].T, moved[:, disc].T)[0]
@@ -200,8 +200,8 @@ class Structures:
         error = np.sqrt(self._squares / self._freedom / len(members)**POWER * (1 + 1 / n_copies))
         return Structure(members, poses, (values / usual - 1) / error, along)
 
-    def _shown(self, moved, average_of_them, ctf):
-        """What the CTF of each particle has left of the average, as strongly as it shows this, and a level.
+    def _take_out_shown(self, moved, average_of_them, ctf):
+        """Take out of each particle, in place, what its CTF has left of the average, as strongly as shown, and a level.
 
         At the exact frequency of each coefficient: from one Fourier pixel to the next a CTF may change its sign.
         """
@@ -209,11 +209,10 @@ class Structures:
         radius, _ = fourier.half_spectrum(n)
         mean = sum(ctf_sq_at(one, radius, n) for one in ctf) / len(ctf)
         spectrum = scipy.fft.rfft2(average_of_them) / np.maximum(mean, np.finfo(np.float32).tiny)
-        shown, pair = np.empty_like(moved), np.ones((2, n, n))
-        for image, one, result in zip(moved, ctf, shown, strict=True):
+        pair = np.ones((2, n, n))
+        for image, one in zip(moved, ctf, strict=True):
             pair[1] = scipy.fft.irfft2(spectrum * ctf_sq_at(one, radius, n), s=image.shape)
-            result[:] = np.tensordot(np.linalg.lstsq(pair[:, disc].T, image[disc])[0], pair, 1)
-        return shown
+            image -= np.tensordot(np.linalg.lstsq(pair[:, disc].T, image[disc])[0], pair, 1)
 
     def _aligned(self, images, average_of_them, count, searches):
         """Continuous poses after searches one after the other, each about what the last one found."""
