@@ -141,7 +141,9 @@ def test_a_run_that_ended_before_its_first_iteration_goes_on_from_its_seeds(tmp_
                 patch.setattr("mrefali.run.refine", no_disk)
                 with pytest.raises(RunFailed, match="0 of 1 iterations are finished"):
                     mrefali.classify(stack, out, K=2, maxit=1, quiet=True)
-            monkeypatch.setattr("mrefali.classification.find_references", None)
+            for looks_for_seeds in ("find_references", "estimate_seconds"):
+                monkeypatch.setattr(f"mrefali.classification.{looks_for_seeds}", None)
+            mrefali.classify(stack, out, K=2, maxit=1, quiet=True, resume=True, check=True)
         mrefali.classify(stack, out, K=2, maxit=1, quiet=True, resume=name == "ended")
         made.append((tmp_path / name / "out" / "poses.csv").read_text())
     assert made[0] == made[1]
@@ -204,7 +206,10 @@ def test_the_memory_of_seeding_is_in_the_estimate(tmp_path, monkeypatch):
     # or of pairs, where there are many classes: eight particles a class begin as references
     assert bytes_needed(10**6, 60, search) == 2 * 4 * 6000 * BOX**2 + 6000 * 480 * PAIR_BYTES
     monkeypatch.setattr("mrefali.classification.bytes_needed", lambda *numbers: 1 << 50)
-    with pytest.raises(InputError, match="^max_memory=4096MB is not enough: finding references for K=2 takes 1073"):
+    with pytest.raises(InputError, match="^max_memory=4096MB .* references for K=2 takes 1073.*; give more$"):
+        mrefali.classify(stack.path, str(tmp_path / "out"), K=2, max_memory="4GB")
+    monkeypatch.setattr("mrefali.classification.bytes_needed", lambda n, n_classes, search: n_classes << 50)
+    with pytest.raises(InputError, match="give more, or a smaller K$"):
         mrefali.classify(stack.path, str(tmp_path / "out"), K=2, max_memory="4GB")
 
 
@@ -229,7 +234,7 @@ def test_references_of_one_contrast_share_the_particles(tmp_path):
     assert (scaled.assign == classes).mean() > 0.95
 
 
-def test_seeds_of_small_images_are_averages_at_full_size(tmp_path, monkeypatch):
+def test_seeds_of_small_images_are_averages_at_full_size(tmp_path, capsys, monkeypatch):
     stack = tmp_path / "p.hdf"
     simulate(stack, 60, 2, 128, 1.0, 6.0)
     classes, poses = read_truth(tmp_path / "p_truth.csv")
@@ -244,7 +249,9 @@ def test_seeds_of_small_images_are_averages_at_full_size(tmp_path, monkeypatch):
         return Seeds(classes.astype(np.int32), small, 2)
 
     monkeypatch.setattr("mrefali.classification.find_seeds", find_seeds)
-    mrefali.seed(str(stack), str(tmp_path / "refs.hdf"), K=2, xr=6, center=0, quiet=True)
+    assert cli.main(["seed", str(stack), str(tmp_path / "refs.hdf"), "--K=2", "--xr=6", "--center=0"]) == 0
+    assert "2 references in " in (said := capsys.readouterr().out)
+    assert said.endswith("refs.hdf, found with ou=57 and xr=6\n")
     assert boxes == [((60, 64, 64), 64)]
     found, views = (open_stack(tmp_path / name).read(0, 2) for name in ("refs.hdf", "p_views.hdf"))
     inside = disc(128, 40)
